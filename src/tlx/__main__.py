@@ -1,0 +1,31 @@
+"""tlx NAME is python -m tlx.NAME."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a classifier on your photographs",
+    "evaluate": "metrics of a finished run, again",
+    "predict": "classes and probabilities for images",
+    "summary": "the parameter table of a configuration",
+}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("tlx COMMAND [KEY=VALUE …]\n")
+        for command, text in COMMANDS.items():
+            print(f"  {command:10}{text}")
+        print("\ntlx COMMAND --help says more.")
+        return
+    if name not in COMMANDS:
+        from tlx.errors import unknown
+
+        sys.exit(f"tlx: {unknown('command', name, COMMANDS)}")
+    del sys.argv[1]
+    importlib.import_module(f"tlx.{name}").main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

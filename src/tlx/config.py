@@ -1,0 +1,373 @@
+"""The typed settings of a run, and the only code that touches Hydra's objects.
+
+Everything below works on these frozen dataclasses of plain Python values. Nothing here imports
+torch, so that `--help` and a mistyped key answer at once.
+"""
+
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tlx.errors import UserError, unknown
+from tlx.models.catalog import BACKBONES, family_of
+
+BatchNorm = Literal["frozen", "statistics", "trainable"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    name: str
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    pool: Literal["avg", "flatten"]
+    hidden: tuple[int, ...]
+    activation: str
+    dropout: float
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    source: Literal["folder", "elpv"]
+    root: str | None
+    val: float
+    test: float
+    image_size: int | None
+    resize: Literal["crop", "squash"]
+    batch_size: int
+    num_workers: int | None
+    on_error: Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    horizontal_flip: bool
+    vertical_flip: bool
+    rotation: float
+    translate: float
+    scale: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    target: str
+    lr: float
+    settings: Mapping[str, Any]  # the class's other arguments
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Everything before `train_from` is frozen, everything from it on learns."""
+
+    name: str
+    train_from: str
+    epochs: int
+    batchnorm: BatchNorm
+    batchnorm_learning: BatchNorm
+    patience: int | None
+    optimizer: OptimizerSpec
+    scheduler: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: int | Literal["auto"]
+    num_nodes: int
+    strategy: Literal["auto", "ddp"]
+    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"]
+    sync_batchnorm: bool
+    accumulate: int
+    clip: float | None
+    limit_epochs: int | None
+    limit_train: int | None
+    limit_eval: int | None
+    progress: bool | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Config:
+    backbone: BackboneSpec
+    head: HeadSpec
+    stages: tuple[StageSpec, ...]
+    data: DataSpec
+    augment: AugmentSpec
+    trainer: TrainerSpec
+    loss: Literal["cross_entropy", "binary"]
+    monitor: Literal["accuracy", "loss"]
+    seed: int
+    test: bool | Literal["auto"]
+
+
+POSITIVE = {
+    "data.batch_size", "data.image_size", "trainer.accumulate", "trainer.clip", "trainer.num_nodes",
+    "trainer.devices", "trainer.limit_epochs", "trainer.limit_train", "trainer.limit_eval",
+}  # fmt: skip
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+    """The validated settings of a composed configuration (plain dicts, as Hydra resolved them)."""
+    top = {k: v for k, v in raw.items() if k not in ("experiment", "resume")}
+    valid = {f.name for f in fields(Config)} - {"stages"} | {"stage", "optimizer", "scheduler"}
+    for key in top:
+        if key not in valid:
+            raise unknown("key", key, sorted(valid))
+    plain = {k: top[k] for k in ("loss", "monitor", "seed", "test")}
+    hints = typing.get_type_hints(Config)
+    config = Config(
+        backbone=_typed(BackboneSpec, top["backbone"], "backbone"),
+        head=_typed(HeadSpec, top["head"], "head"),
+        stages=_stages(top["stage"], top["optimizer"], top["scheduler"]),
+        data=_typed(DataSpec, top["data"], "data"),
+        augment=_typed(AugmentSpec, top["augment"], "augment"),
+        trainer=_typed(TrainerSpec, top["trainer"], "trainer"),
+        **{k: _checked(v, hints[k], k) for k, v in plain.items()},
+    )
+    family_of(config.backbone.name)  # raises for a name that is none
+    if config.seed < 0:
+        raise UserError(f"seed={config.seed} is negative; give 0 or more.")
+    return config
+
+
+def _stages(
+    stages: Mapping[str, Any], optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> tuple[StageSpec, ...]:
+    if not stages:
+        raise UserError("no stage to train; choose stage=head, finetune, full or scratch.")
+    specs = []
+    for name, settings in stages.items():
+        key = f"stage.{name}"
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{key}={settings!r} is no stage; it takes settings such as epochs=5.")
+        own = dict(settings)
+        lr = _checked(own.pop("lr", None), float | None, f"{key}.lr")
+        if lr is None:
+            scale = _checked(own.pop("lr_scale", 1.0), float, f"{key}.lr_scale")
+            lr = _checked(optimizer.get("lr"), float, "optimizer.lr") * scale
+        if lr <= 0:
+            raise UserError(f"{key}: a learning rate of {lr:g}; it must be above 0.")
+        own.pop("lr_scale", None)
+        if "lr" in (own.get("optimizer") or {}):
+            raise UserError(f"{key}.optimizer.lr: write {key}.lr={own['optimizer']['lr']} instead.")
+        own["optimizer"] = _optimizer(own.get("optimizer") or optimizer, lr, key)
+        own["scheduler"] = own.get("scheduler") or scheduler
+        spec = _typed(StageSpec, {"name": name, **own}, key)
+        if spec.epochs < 1:
+            raise UserError(f"{key}.epochs={spec.epochs}: a stage trains for 1 epoch or more.")
+        specs.append(spec)
+    return tuple(specs)
+
+
+def _optimizer(settings: Mapping[str, Any], lr: float, key: str) -> OptimizerSpec:
+    target = settings.get("_target_")
+    if not isinstance(target, str):
+        raise UserError(f"{key}: the optimizer needs _target_, a class such as torch.optim.AdamW.")
+    rest = {name: value for name, value in settings.items() if name not in ("_target_", "lr")}
+    return OptimizerSpec(target=target, lr=lr, settings=rest)
+
+
+def _typed(cls: type[T], values: Any, key: str) -> T:
+    """`values` as the dataclass: every key known, every field given, every value of its type."""
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise unknown("key", f"{key}.{name}", [f"{key}.{n}" for n in hints])
+    required = {f.name for f in fields(cls) if f.default is MISSING}  # type: ignore[arg-type]
+    if missing := sorted(required - values.keys()):
+        raise UserError(f"{key}.{missing[0]} is not given.")
+    return cls(**{n: _checked(v, hints[n], f"{key}.{n}") for n, v in values.items()})
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
+    """`value` when it is of the annotated type; numbers in YAML such as 1e-3 are read as such."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for option in options:
+        ok, converted = _as(value, option)
+        if ok:
+            if key in POSITIVE and isinstance(converted, (int, float)) and converted <= 0:
+                raise UserError(f"{key}={value} must be above 0.")
+            return converted
+    wanted = " or ".join(_spell(option) for option in options)
+    raise UserError(f"{key}={value!r} is not valid; it takes {wanted}.")
+
+
+def _as(value: Any, option: Any) -> tuple[bool, Any]:  # noqa: PLR0911
+    origin = typing.get_origin(option)
+    if origin is Literal:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return text in typing.get_args(option), text
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False, None
+        items = [_as(item, typing.get_args(option)[0]) for item in value]
+        return all(ok for ok, _ in items), tuple(item for _, item in items)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping), value
+    if option is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return True, float(value)
+        except ValueError:
+            return False, None
+    if option is str and isinstance(value, int) and not isinstance(value, bool):
+        return True, str(value)
+    if option is int and isinstance(value, bool):
+        return False, None
+    return isinstance(value, option), value
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Union or type(hint).__name__ == "UnionType"
+
+
+def _spell(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return " | ".join(str(a) for a in typing.get_args(option))
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return "null" if option is type(None) else names.get(option, "a list of numbers")
+
+
+# ---- Hydra ----
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or at the top of the checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parents[1] / "conf"
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose `overrides` (train's command line) into plain dicts, without starting a run."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    _register_backbones()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), _readable_errors():
+        return _plain(hydra_compose("train", list(overrides)))
+
+
+def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
+    """Run `job(raw config, run folder, is one trial of a sweep)` as Hydra's application."""
+    import os
+
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    def task(node: Any) -> Any:
+        settings = HydraConfig.get()
+        return job(
+            _plain(node), Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
+        )
+
+    _register_backbones()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them
+    with _readable_errors():
+        hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    return typing.cast(dict[str, Any], raw)
+
+
+def _register_backbones() -> None:
+    """Make every torchvision network that has no file of its own a choice `backbone=NAME`."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    files = {path.stem for path in (conf_dir() / "backbone").glob("*.yaml")}
+    for name in sorted(set(BACKBONES) - files):
+        store.store(name, {"name": name, "weights": "imagenet"}, group="backbone")
+
+
+class _readable_errors:  # noqa: N801
+    """Turn Hydra's and OmegaConf's errors into a UserError with the nearest valid names."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+        if isinstance(error, MissingMandatoryValue):
+            key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
+            raise UserError(f"{key} is not given; add {key}=… to the command.") from None
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise _explain(error) from None
+
+
+def _explain(error: BaseException) -> UserError:
+    text = str(error)
+    if found := re.search(r"Could not override '([\w.@/-]+)'", text):
+        key = found[1]
+        return unknown("key", key, _nearby_keys(key))
+    if found := re.search(r"Could not find '([\w]+)/([\w.-]+)'", text):
+        group, name = found[1], found[2]
+        names = {p.stem for p in (conf_dir() / group).glob("*.yaml")}
+        return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
+    return UserError(text.split("\nfull_key", maxsplit=1)[0].strip())
+
+
+def _nearby_keys(key: str) -> list[str]:
+    """Every key of the default configuration with as many parts as `key`, or its first parts."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    keys: list[str] = []
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(prefix + name)
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}.")
+
+    GlobalHydra.instance().clear()  # the composition that failed is over
+    walk(compose(["data=elpv"]), "")
+    siblings = [k for k in keys if k.count(".") == key.count(".")]
+    parent = key.rpartition(".")[0]
+    return [k for k in siblings if k.rpartition(".")[0] == parent] or siblings
+
+
+# ---- Runs ----
+
+FREE_ON_RESUME = ("data.num_workers", "data.root", "test", "trainer.progress")
+
+
+def saved_config(run: Path) -> dict[str, Any]:
+    """The composed configuration that a run's folder holds."""
+    from omegaconf import OmegaConf
+
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is no run's folder: it has no .hydra/config.yaml.")
+    return _plain(OmegaConf.load(path))
+
+
+def resumed(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The saved configuration and folder of `resume=RUN`; other keys that change it are refused."""
+    pairs = dict(argument.partition("=")[::2] for argument in arguments)
+    run = Path(pairs.pop("resume"))
+    raw = saved_config(run)
+    if refused := sorted(set(pairs) - set(FREE_ON_RESUME)):
+        raise UserError(
+            f"resume={run} goes on with the saved configuration; these would change its result: "
+            f"{', '.join(refused)}. Only {', '.join(FREE_ON_RESUME)} can be set."
+        )
+    return override(raw, pairs), run
+
+
+def override(raw: dict[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
+    """`raw` with KEY=VALUE pairs set, values read as YAML."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create(raw)
+    return _plain(
+        OmegaConf.merge(node, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs.items()]))
+    )

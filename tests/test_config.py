@@ -1,0 +1,111 @@
+"""Every choice composes into typed settings; every mistake is named with its mend."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tlx.config import compose, conf_dir, parse
+from tlx.errors import UserError
+from tlx.models.catalog import BACKBONES
+
+CHOICES = sorted(
+    path.relative_to(conf_dir()).with_suffix("").as_posix()
+    for path in conf_dir().rglob("*.yaml")
+    if path.parent != conf_dir() and path.parent.name != "settings"
+)
+
+
+def config(*overrides):
+    return parse(compose(overrides))
+
+
+def test_all_choices_are_found():
+    groups = {choice.split("/")[0] for choice in CHOICES}
+    assert groups == {
+        "augment", "backbone", "data", "head", "optimizer", "scheduler", "stage", "trainer",
+    }  # fmt: skip
+    assert len(CHOICES) == len(list(conf_dir().rglob("*.yaml"))) - 2  # train.yaml, settings
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_to_valid_settings(choice):
+    group, name = choice.split("/")
+    parsed = config(f"{group}={name}", "data.root=somewhere")
+    if group == "backbone":
+        assert parsed.backbone.name == name
+
+
+def test_every_torchvision_network_is_a_choice():
+    assert len(BACKBONES) == 80
+    assert config("backbone=efficientnet_b3").backbone.name == "efficientnet_b3"
+    assert config("backbone.name=regnet_y_400mf").backbone.name == "regnet_y_400mf"
+
+
+def test_a_stage_scales_the_rate_or_sets_its_own():
+    head, top = config("optimizer.lr=0.01").stages
+    assert (head.optimizer.lr, top.optimizer.lr) == (0.01, 0.001)
+    assert config("optimizer.lr=0.01", "stage.top.lr=1e-5").stages[1].optimizer.lr == 1e-5
+
+
+def test_a_stage_can_have_its_own_optimizer():
+    stages = config("stage.top.optimizer={_target_: torch.optim.SGD, momentum: 0.9}").stages
+    assert [s.optimizer.target for s in stages] == ["torch.optim.Adam", "torch.optim.SGD"]
+    assert stages[1].optimizer.settings == {"momentum": 0.9}
+
+
+def test_zero_is_a_value():
+    assert config("seed=0", "head.dropout=0").seed == 0
+    assert config("data.val=0").data.val == 0.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backbone=vgg61"], "unknown backbone 'vgg61'. Did you mean .*vgg16"),
+        (["backbone.name=resnet5"], "unknown backbone 'resnet5'. Did you mean .*resnet50"),
+        (["optimizer=adamm"], "unknown optimizer 'adamm'. Did you mean adam or adamw"),
+        (["optimzer.lr=1"], "unknown key 'optimzer.lr'. Did you mean optimizer.lr"),
+        (["stage.hed.epochs=1"], "unknown key 'stage.hed.epochs'. Did you mean stage.head.epochs"),
+        (["sead=1"], "unknown key 'sead'. Did you mean seed"),
+        (["+data.rot=x"], "unknown key 'data.rot'. Did you mean data.root"),
+        (["+experimnt.x=1"], "unknown key 'experimnt'"),
+        (["stage.head.epochs=0"], "stage.head.epochs=0: a stage trains for 1 epoch or more"),
+        (["stage.head.epochs=two"], "stage.head.epochs='two' is not valid; .* a whole number"),
+        (["data=folder"], "data.root is not given; add data.root="),
+        (["loss=mse"], "loss='mse' is not valid; it takes cross_entropy | binary"),
+        (["head.hidden=256"], "head.hidden=256 is not valid; it takes a list of numbers"),
+        (["data.batch_size=0"], "data.batch_size=0 must be above 0"),
+        (["seed=-1"], "seed=-1 is negative"),
+        (["optimizer.lr=0"], "stage.*learning rate of 0; it must be above 0"),
+        (["stage.head.optimizer={_target_: torch.optim.SGD, lr: 1}"], "write stage.head.lr=1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_mend(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config(*overrides)
+
+
+def test_a_typo_in_an_experiment_file_raises():
+    raw = compose([])
+    raw["trainer"]["presicion"] = "32"
+    with pytest.raises(UserError, match=r"trainer.presicion'. Did you mean trainer.precision"):
+        parse(raw)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["optimizer=adamm"], 2)])
+def test_help_and_a_config_error_do_not_import_torch(arguments, code):
+    program = (
+        "import sys, tlx.train\n"
+        f"sys.argv[1:] = {arguments}\n"
+        "try: tlx.train.main(sys.argv[1:])\n"
+        "except SystemExit as stop: code = stop.code or 0\n"
+        "else: code = 0\n"
+        "heavy = {'torch', 'torchvision', 'lightning', 'numpy'} & set(sys.modules)\n"
+        "print('imported', sorted(heavy), 'code', code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"imported [] code {code}"
+    assert "Traceback" not in done.stderr
