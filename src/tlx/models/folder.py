@@ -1,0 +1,107 @@
+"""The `model/` folder: a trained classifier and all it takes to predict, nothing pickled."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tlx import __version__
+from tlx.errors import UserError
+from tlx.files import replace_atomically, write_json
+from tlx.models.backbones import build_backbone
+from tlx.models.classifier import Classifier
+from tlx.models.heads import Head
+from tlx.models.preprocess import Preprocess
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a classifier is built from."""
+
+    backbone: str
+    image_size: int
+    num_outputs: int
+    pool: str
+    hidden: tuple[int, ...]
+    activation: str
+    dropout: float
+
+
+def build_classifier(
+    architecture: Architecture, state_dict: dict[str, torch.Tensor] | None = None
+) -> Classifier:
+    """The network, its backbone from `state_dict` (torchvision's keys) or at random."""
+    a = architecture
+    backbone = build_backbone(a.backbone, image_size=a.image_size, state_dict=state_dict)
+    head = Head(
+        backbone.feature_shape(a.image_size),
+        a.num_outputs,
+        pool=a.pool,
+        hidden=a.hidden,
+        activation=a.activation,
+        dropout=a.dropout,
+        norm=backbone.take_head_norm(),
+    )
+    return Classifier(backbone, head)
+
+
+def save_weights(path: Path, classifier: Classifier) -> None:
+    state = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
+    with replace_atomically(path) as temporary:
+        save_file(state, temporary)
+
+
+def load_weights(path: Path, classifier: Classifier) -> None:
+    classifier.load_state_dict(load_file(path))
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    classifier: Classifier
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+
+
+def save_model(folder: Path, model: SavedModel, architecture: Architecture) -> None:
+    save_weights(folder / "model.safetensors", model.classifier)
+    description = {
+        "format": FORMAT,
+        "tlx": __version__,
+        "architecture": asdict(architecture),
+        "classes": list(model.classes),
+        "preprocess": model.preprocess.to_dict(),
+    }
+    write_json(folder / "model.json", description)
+
+
+def load_model(folder: Path) -> SavedModel:
+    """The classifier in evaluation mode, on the CPU."""
+    description = _read_description(folder / "model.json")
+    settings = description["architecture"]
+    settings["hidden"] = tuple(settings["hidden"])
+    with torch.device("meta"):
+        classifier = build_classifier(Architecture(**settings))
+    classifier.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+    classifier.requires_grad_(False).eval()
+    preprocess = Preprocess.from_dict(description["preprocess"])
+    return SavedModel(classifier, preprocess, tuple(description["classes"]))
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no trained model in {path.parent}: {path.name} is missing; "
+            "did the run reach its end? python -m tlx.train resume=RUN continues it."
+        ) from None
+    if description.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {description.get('format')!r}; this tlx reads format {FORMAT}."
+        )
+    return description

@@ -1,0 +1,110 @@
+"""A head turns the features of a backbone into one row of logits an image."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from tlx import errors
+
+POOLS = ("avg", "flatten")
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class ClassToken(nn.Module):
+    """Tokens (B, S, C) to the first of them, (B, 1, C)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, :1]
+
+
+class Head(nn.Module):
+    """Features (B, C, H, W) or (B, S, C) to logits (B, num_outputs).
+
+    `pool` has no parameters and changes nothing on a second run, so that the head takes pooled
+    features too. `layers` is all the rest; `output` its last layer.
+    """
+
+    def __init__(  # noqa: PLR0913  # one argument for each choice in conf/head
+        self,
+        feature_shape: tuple[int, ...],
+        num_outputs: int,
+        *,
+        pool: str,
+        hidden: Sequence[int],
+        activation: str,
+        dropout: float,
+        norm: nn.Module | None = None,
+    ) -> None:
+        """`feature_shape` is without the batch, `dropout` a fraction, `norm` made for maps.
+
+        'avg' averages a map, and takes the class token of a sequence; 'flatten' keeps everything.
+        Dropout follows each hidden layer, or stands before the output if there is none.
+
+        Raises UserError for an unknown name or a number out of its range.
+        """
+        super().__init__()
+        _check(num_outputs, pool, hidden, activation, dropout)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if norm is not None:
+            layers["norm"] = norm
+        layers["flatten"] = nn.Flatten()
+        width = _pooled_width(feature_shape, pool)
+        for i, hidden_width in enumerate(hidden, 1):
+            layers[f"linear{i}"] = nn.Linear(width, hidden_width)
+            layers[f"activation{i}"] = ACTIVATIONS[activation]()
+            layers[f"dropout{i}"] = nn.Dropout(dropout)
+            width = hidden_width
+        if dropout > 0 and not hidden:
+            layers["dropout"] = nn.Dropout(dropout)
+        layers["output"] = nn.Linear(width, num_outputs)
+        self.pool = _pool(feature_shape, pool)
+        self.layers = nn.Sequential(layers)
+
+    @property
+    def output(self) -> nn.Linear:
+        """The layer that gives the logits."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.layers(self.pool(features))
+        return logits
+
+
+def _pool(feature_shape: tuple[int, ...], pool: str) -> nn.Module:
+    if pool == "flatten":
+        return nn.Identity()
+    return nn.AdaptiveAvgPool2d(1) if len(feature_shape) == 3 else ClassToken()
+
+
+def _pooled_width(feature_shape: tuple[int, ...], pool: str) -> int:
+    if pool == "flatten":
+        return math.prod(feature_shape)
+    return feature_shape[0] if len(feature_shape) == 3 else feature_shape[-1]
+
+
+def _check(
+    num_outputs: int, pool: str, hidden: Sequence[int], activation: str, dropout: float
+) -> None:
+    if pool not in POOLS:
+        raise errors.unknown("head.pool", pool, POOLS)
+    if activation not in ACTIVATIONS:
+        raise errors.unknown("head.activation", activation, ACTIVATIONS)
+    if num_outputs < 1:
+        raise errors.UserError(f"a head needs at least one output, not {num_outputs}")
+    if any(width < 1 for width in hidden):
+        raise errors.UserError(f"head.hidden={list(hidden)}: each width must be at least 1")
+    if not 0 <= dropout < 1:
+        raise errors.UserError(
+            f"head.dropout={dropout} is not a fraction: it must be at least 0 and below 1"
+        )
