@@ -1,0 +1,44 @@
+"""Pictures small enough to make anew for every test."""
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+WriteImage = Callable[..., Path]
+
+
+@pytest.fixture
+def write_image() -> WriteImage:
+    """Writes a 32×24 picture of one colour; its noise differs for every `seed`."""
+
+    def write(path: Path, colour: tuple[int, int, int] = (120, 120, 120), seed: int = 0) -> Path:
+        noise = np.random.default_rng(seed).integers(-20, 21, size=(24, 32, 3))
+        pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, write_image: WriteImage) -> Path:
+    """Three class folders, blue, green and red, of eight pictures each in their colour."""
+    root = tmp_path / "photographs"
+    colours = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 30)}
+    for index, (name, colour) in enumerate(colours.items()):
+        for number in range(8):
+            write_image(root / name / f"{number}.png", colour, seed=100 * index + number)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a test computes ends in the user's cache."""
+    if "TLX_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("TLX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
