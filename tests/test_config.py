@@ -23,7 +23,8 @@ def config(*overrides):
 def test_all_choices_are_found():
     groups = {choice.split("/")[0] for choice in CHOICES}
     assert groups == {
-        "augment", "backbone", "data", "head", "optimizer", "scheduler", "stage", "trainer",
+        "augment", "backbone", "cache", "data", "head", "optimizer", "scheduler", "stage",
+        "trainer",
     }  # fmt: skip
     assert len(CHOICES) == len(list(conf_dir().rglob("*.yaml"))) - 2  # train.yaml, settings
 

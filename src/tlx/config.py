@@ -92,6 +92,14 @@ class TrainerSpec:
 
 
 @dataclass(frozen=True)
+class CacheSpec:
+    mode: Literal["auto", "on", "off"]
+    dir: str | None
+    views: int | None
+    max_gb: float
+
+
+@dataclass(frozen=True)
 class Config:
     backbone: BackboneSpec
     head: HeadSpec
@@ -99,6 +107,7 @@ class Config:
     data: DataSpec
     augment: AugmentSpec
     trainer: TrainerSpec
+    cache: CacheSpec
     loss: Literal["cross_entropy", "binary"]
     monitor: Literal["accuracy", "loss"]
     seed: int
@@ -108,6 +117,7 @@ class Config:
 POSITIVE = {
     "data.batch_size", "data.image_size", "trainer.accumulate", "trainer.clip", "trainer.num_nodes",
     "trainer.devices", "trainer.limit_epochs", "trainer.limit_train", "trainer.limit_eval",
+    "cache.views", "cache.max_gb",
 }  # fmt: skip
 
 
@@ -126,6 +136,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         stages=_stages(top["stage"], top["optimizer"], top["scheduler"]),
         data=_typed(DataSpec, top["data"], "data"),
         augment=_typed(AugmentSpec, top["augment"], "augment"),
+        cache=_typed(CacheSpec, top["cache"], "cache"),
         trainer=_typed(TrainerSpec, top["trainer"], "trainer"),
         **{k: _checked(v, hints[k], k) for k, v in plain.items()},
     )

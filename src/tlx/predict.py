@@ -1,0 +1,61 @@
+"""python -m tlx.predict: classes and probabilities for images."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tlx.commands import command, own_arguments
+from tlx.errors import UserError
+
+HELP = """\
+tlx predict: the predicted class and the probability of every class, for images.
+
+  python -m tlx.predict run=RUN images=DIR_OR_FILE [output=predictions.csv]
+
+  run=RUN           a finished run's folder (or its model/ folder alone)
+  images=…          one image, or a folder, searched with its subfolders
+  output=FILE       the CSV to write (default: predictions.csv)
+  batch_size=32     images at a time
+  on_error=error    an unreadable image: error | skip (named)
+"""
+
+
+@command(HELP)
+def main(arguments: Sequence[str]) -> None:
+    own = own_arguments(
+        arguments,
+        {
+            "run": None,
+            "images": None,
+            "output": "predictions.csv",
+            "batch_size": "32",
+            "on_error": "error",
+        },
+    )
+    if not own["batch_size"].isdigit() or own["batch_size"] == "0":
+        raise UserError(f"batch_size={own['batch_size']}: give a whole number above 0.")
+    if own["on_error"] not in ("error", "skip"):
+        raise UserError(f"on_error={own['on_error']} is not valid; it takes error | skip.")
+    run, output = Path(own["run"]), Path(own["output"])
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
+    from tlx.data.sources import find_images
+    from tlx.evaluation.predictions import Compute, Predictions, predict
+    from tlx.models.folder import load_model
+    from tlx.training.devices import choose_device
+
+    model = load_model(run / "model" if (run / "model").is_dir() else run)
+    root, files = find_images(Path(own["images"]), on_error=own["on_error"])
+    compute = Compute(choose_device("auto"), bf16=False, batch_size=int(own["batch_size"]))
+    probabilities = predict(model, files, compute)
+    paths = [file.relative_to(root).as_posix() for file in files]
+    predictions = Predictions(paths, None, probabilities, model.classes)
+    predictions.write(output)
+    counts = Counter(predictions.predicted)
+    print(f"{len(files)} images: " + ", ".join(f"{n} {name}" for name, n in counts.most_common()))
+    print(f"Written to {output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

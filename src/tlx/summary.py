@@ -1,0 +1,98 @@
+"""python -m tlx.summary: the parameter table, per block and stage."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tlx.commands import command, split_arguments
+from tlx.config import Config, compose, parse
+from tlx.errors import UserError
+
+HELP = """\
+tlx summary: the parameter table, per block and in total, trainable and frozen.
+
+  python -m tlx.summary backbone=vgg16 stage=finetune num_classes=5 [format=json]
+
+Takes train's settings (python -m tlx.train --help) and
+  num_classes=N   how many classes; without it they are counted in the data
+  format=json     one JSON object: total, trainable, frozen as of the last stage, and stages
+"""
+
+
+@command(HELP)
+def main(arguments: Sequence[str]) -> None:
+    own, overrides = split_arguments(arguments, {"num_classes": "", "format": "table"})
+    if own["format"] not in ("table", "json"):
+        raise UserError(f"format={own['format']} is not valid; it takes table | json.")
+    if own["num_classes"] and not (own["num_classes"].isdigit() and int(own["num_classes"]) > 1):
+        raise UserError(f"num_classes={own['num_classes']}: give a whole number above 1.")
+    # No images are needed when the number of classes is known: the default data serve.
+    raw = compose(overrides if not own["num_classes"] else _without_root(overrides))
+    config = parse(raw)
+    from tlx.training.plan import check, read_manifest
+
+    check(config)
+    classes = int(own["num_classes"] or len(read_manifest(config).classes))
+    tables = summarize(config, classes)
+    if own["format"] == "json":
+        print(json.dumps(tables))
+    else:
+        _show(tables)
+
+
+def _without_root(overrides: Sequence[str]) -> list[str]:
+    given = any(o.split("=")[0].lstrip("+") == "data.root" for o in overrides)
+    return [*overrides, *([] if given else ["data.root=null"])]
+
+
+def summarize(config: Config, num_classes: int) -> dict[str, Any]:
+    """`total`, `trainable`, `frozen` as of the last stage, and each stage with its blocks."""
+    from tlx.models.classifier import parameter_table
+    from tlx.training.plan import meta_classifier
+    from tlx.training.unfreezing import apply_stage
+
+    classifier = meta_classifier(config, num_classes)
+    stages = []
+    for stage in config.stages:
+        apply_stage(classifier, stage)
+        rows = parameter_table(classifier)
+        total, trainable = sum(r.total for r in rows), sum(r.trainable for r in rows)
+        stages.append(
+            {
+                "name": stage.name,
+                "train_from": list(classifier.groups)[classifier.locate(stage.train_from)],
+                "epochs": stage.epochs,
+                "total": total,
+                "trainable": trainable,
+                "frozen": total - trainable,
+                "blocks": [
+                    {"name": r.group, "total": r.total, "trainable": r.trainable} for r in rows
+                ],
+            }
+        )
+    last = {key: stages[-1][key] for key in ("total", "trainable", "frozen")}
+    return {"backbone": config.backbone.name, "num_classes": num_classes, **last, "stages": stages}
+
+
+def _show(tables: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    stages = tables["stages"]
+    table = Table(title=f"{tables['backbone']}, {tables['num_classes']} classes: parameters")
+    table.add_column("block")
+    table.add_column("total", justify="right")
+    for stage in stages:
+        table.add_column(f"trainable in {stage['name']}", justify="right")
+    for i, block in enumerate(stages[0]["blocks"]):
+        counts = [f"{stage['blocks'][i]['trainable']:,}" for stage in stages]
+        table.add_row(block["name"], f"{block['total']:,}", *counts)
+    table.add_section()
+    table.add_row("all", f"{tables['total']:,}", *(f"{s['trainable']:,}" for s in stages))
+    table.add_row("frozen", "", *(f"{s['frozen']:,}" for s in stages))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,74 @@
+"""python -m tlx.train: the main job."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tlx.commands import command
+from tlx.config import parse, resumed, run_hydra
+from tlx.errors import UserError
+
+
+@command()
+def main(arguments: Sequence[str]) -> None:
+    if any(argument.startswith("resume=") for argument in arguments):
+        raw, folder = resumed(arguments)
+        if (folder / "metrics.json").exists():
+            raise UserError(f"the run in {folder} is finished; its results are in metrics.json.")
+        run(raw, folder, is_trial=False)
+        return
+    for argument in arguments:
+        if argument.startswith("hydra.run.dir=") and os.environ.get("LOCAL_RANK", "0") == "0":
+            _check_unused(Path(argument.partition("=")[2]))
+    run_hydra(run)
+
+
+def _check_unused(folder: Path) -> None:
+    """Before Hydra writes: a run is never overwritten, nor are two mixed."""
+    if (folder / ".hydra").exists():
+        raise UserError(
+            f"hydra.run.dir={folder} holds a run already; choose another folder, "
+            f"or go on with it: python -m tlx.train resume={folder}"
+        )
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"hydra.run.dir={folder} cannot be written: see {parent}.")
+
+
+@command()
+def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+    """Train by the composed configuration into `folder`; the best score on val.
+
+    A trial of a sweep leaves the test images alone unless `test=true`.
+    """
+    started = time.monotonic()
+    config = parse(raw)
+    from tlx.training.plan import check
+
+    check(config)
+    from tlx.training.checkpoints import Interrupted
+    from tlx.training.run import hold, prepare, train_stages
+
+    with hold(folder):
+        job = prepare(config, folder)
+        try:
+            stages = train_stages(job)
+        except Interrupted as stop:
+            print(
+                f"Stopped by {stop}. To go on: python -m tlx.train resume={folder}",
+                file=sys.stderr,
+            )
+            sys.exit(stop.exit_code)
+        if job.is_first_process:
+            from tlx.evaluation.results import finish
+
+            with_test = config.test is True or (config.test == "auto" and not is_trial)
+            finish(job, stages, with_test=with_test, started=started)
+    return stages[-1].best
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,118 @@
+"""What a stage leaves on disk: its newest state, its best weights, and how it ended."""
+
+import logging
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from tlx.files import replace_atomically
+from tlx.models.classifier import Classifier
+from tlx.models.folder import save_weights
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error
+    """Training was told to stop; its state is in `last.ckpt`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number  # the shell's own convention
+
+
+class Checkpoints(Checkpoint):
+    """Writes `last.ckpt` every epoch and `best.safetensors` whenever val improved.
+
+    Ends the stage when val has not improved for `patience` epochs, and, with `interrupted_by`
+    set (a signal's number), after the running step: state on disk, `Interrupted` raised.
+    """
+
+    def __init__(
+        self, folder: Path, classifier: Classifier, *, monitor: str, patience: int | None
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.classifier = classifier
+        self.monitor = f"val/{monitor}"
+        self.sign = -1.0 if monitor == "loss" else 1.0
+        self.patience = patience
+        self.best: tuple[float, float] | None = None  # the score and, between equals, minus loss
+        self.best_epoch = 0  # counted from 1
+        self.interrupted_by: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": list(self.best or ()), "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = tuple(state_dict["best"]) or None
+        self.best_epoch = state_dict["best_epoch"]
+
+    @property
+    def score(self) -> float:
+        """The best epoch's accuracy, or its loss where that is monitored."""
+        return self.sign * self.best[0] if self.best else float("nan")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_patience_is_over(trainer, trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # the epoch's end, after val, is next: Lightning resumes from there
+        if self._is_interrupted(trainer):
+            self.save_last(trainer)
+            raise Interrupted(self.interrupted_by or signal.SIGTERM)
+
+    def _is_interrupted(self, trainer: Trainer) -> bool:
+        """Whether any process got a signal: all of them stop at the same step."""
+        mine = self.interrupted_by is not None
+        if trainer.world_size == 1:
+            return mine
+        return trainer.strategy.reduce_boolean_decision(mine, all=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        metrics = trainer.callback_metrics
+        score = self.sign * float(metrics[self.monitor]), -float(metrics["val/loss"])
+        if self.best is None or score > self.best:
+            self.best, self.best_epoch = score, epoch
+            if trainer.is_global_zero:
+                save_weights(self.folder / "best.safetensors", self.classifier)
+        self._stop_if_patience_is_over(trainer, epoch)
+        self.save_last(trainer)
+        if self._is_interrupted(trainer):
+            raise Interrupted(self.interrupted_by or signal.SIGTERM)
+
+    def _stop_if_patience_is_over(self, trainer: Trainer, epochs: int) -> None:
+        if self.patience is not None and epochs - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+    def save_last(self, trainer: Trainer) -> None:
+        """All processes take part; the first one writes. The one before stays, as previous.ckpt."""
+        last = self.folder / "last.ckpt"
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(last)
+            return
+        with replace_atomically(last) as temporary:
+            trainer.save_checkpoint(temporary)
+            if last.exists():
+                last.replace(self.folder / "previous.ckpt")
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a begun stage."""
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        if path.exists():
+            try:
+                torch.load(path, map_location="meta", weights_only=True)
+            except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+                log.warning("%s is damaged (%s): going on from the one before", path, error)
+            else:
+                return path
+    return None

@@ -1,0 +1,123 @@
+"""The LightningModule of one stage."""
+
+import zlib
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from tlx.config import StageSpec
+from tlx.models.classifier import Classifier
+from tlx.models.outputs import predicted, sample_losses
+from tlx.models.preprocess import Preprocess
+from tlx.training.optim import build_optimizer, build_scheduler
+
+Batch = tuple[
+    Tensor, Tensor, Tensor
+]  # uint8 images (B, 3, H, W), class indices (B,), positions (B,)
+
+
+class StageModule(LightningModule):
+    """Trains `classifier` through one stage; metrics are exact sums over samples and ranks."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        preprocess: Preprocess,
+        stage: StageSpec,
+        *,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        """`start`: the block at which the data come in; 0 for images."""
+        super().__init__()
+        self.classifier = classifier
+        self.preprocess = preprocess
+        self.stage = stage
+        self.seed = seed
+        self.start = start
+        self.channels_last = classifier.backbone.is_convolutional
+        self._train_seen: list[Tensor] = []
+        self._val_seen: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, outputs) of uint8 images (B, 3, H, W), or of features before `start`."""
+        if self.start == 0:
+            inputs = self.preprocess.normalize(inputs)
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.classifier(inputs, self.start)  # type: ignore[no-any-return]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout draws from (seed, stage, epoch, step), not from what ran before."""
+        place = f"{self.seed}/{self.stage.name}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
+        number = zlib.crc32(place.encode())
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, labels, positions = batch
+        logits = self(inputs)
+        losses = sample_losses(logits, labels)
+        self._train_seen.append(_outcome(logits, losses, labels, positions))
+        return losses.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        inputs, labels, positions = batch
+        logits = self(inputs)
+        losses = sample_losses(logits, labels)
+        self._val_seen.append(_outcome(logits, losses, labels, positions))
+
+    def on_validation_epoch_end(self) -> None:
+        """Val follows each epoch's last step; callbacks' `on_train_epoch_end` then has both."""
+        self._log("train", self._train_seen)
+        self._log("val", self._val_seen)
+
+    def _log(self, split: str, seen: list[Tensor]) -> None:
+        """Mean loss and accuracy of the epoch, summed in the samples' order on every rank."""
+        outcomes = torch.cat([rows.cpu() for rows in seen])
+        seen.clear()
+        if self.trainer.world_size > 1:
+            outcomes = _gather(outcomes, self.trainer.world_size)
+        outcomes = outcomes[torch.argsort(outcomes[:, 0], stable=True)].double()
+        loss, accuracy = outcomes[:, 1].mean(), outcomes[:, 2].mean()
+        self.log_dict(
+            {f"{split}/loss": loss.float(), f"{split}/accuracy": accuracy.float()},
+            prog_bar=True,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the running epoch has seen, so that its mean is whole after a resume."""
+        seen = torch.cat([torch.empty(0, 3), *(rows.cpu() for rows in self._train_seen)])
+        if self.trainer.world_size > 1:
+            seen = _gather(seen, self.trainer.world_size)
+        checkpoint["train_seen"] = seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        seen = checkpoint["train_seen"]
+        self._train_seen = [seen] if len(seen) and self.global_rank == 0 else []
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.stage.optimizer, self.classifier)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build_scheduler(self.stage.scheduler, optimizer, steps)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            plan = {"scheduler": scheduler, "interval": "epoch", "monitor": "val/loss"}
+        else:
+            plan = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": plan}
+
+
+def _outcome(logits: Tensor, losses: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
+    """(B, 3) float32 on the model's device: position, loss, 1 where the sample was right."""
+    right = predicted(logits) == labels
+    return torch.stack([positions.float(), losses.detach(), right.float()], dim=1)
+
+
+def _gather(rows: Tensor, world_size: int) -> Tensor:
+    parts: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(parts, rows)
+    return torch.cat(parts)

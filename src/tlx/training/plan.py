@@ -1,0 +1,98 @@
+"""What a configuration amounts to, found without images or weights: errors come before work."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tlx.config import Config, StageSpec
+from tlx.data.augment import Augment
+from tlx.data.manifest import Manifest
+from tlx.data.sources import build_manifest
+from tlx.errors import UserError
+from tlx.models.classifier import Classifier
+from tlx.models.folder import Architecture, build_classifier
+from tlx.models.outputs import num_outputs
+from tlx.models.preprocess import Preprocess
+from tlx.training.devices import check_devices
+from tlx.training.optim import check_schedule, optimizer_class
+from tlx.training.unfreezing import has_batchnorm
+
+
+def preprocessing(config: Config, member: str | None = None) -> Preprocess:
+    """The input contract of the weights; `member` is torchvision's name for them."""
+    return Preprocess.for_weights(
+        config.backbone.name,
+        member,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+    )
+
+
+def architecture(config: Config, num_classes: int, preprocess: Preprocess) -> Architecture:
+    return Architecture(
+        backbone=config.backbone.name,
+        image_size=preprocess.image_size,
+        num_outputs=num_outputs(config.loss, num_classes),
+        pool=config.head.pool,
+        hidden=config.head.hidden,
+        activation=config.head.activation,
+        dropout=config.head.dropout,
+    )
+
+
+def meta_classifier(config: Config, num_classes: int) -> Classifier:
+    """The classifier without numbers in it: its names, shapes and counts."""
+    with torch.device("meta"):
+        return build_classifier(architecture(config, num_classes, preprocessing(config)))
+
+
+def read_manifest(config: Config) -> Manifest:
+    """Find, check, hash and split the images."""
+    data = config.data
+    return build_manifest(
+        data.source,
+        root=Path(data.root) if data.root is not None else None,
+        val=data.val,
+        test=data.test,
+        seed=config.seed,
+        on_error=data.on_error,
+    )
+
+
+def views(config: Config) -> int | None:
+    """How many versions of a training image there are; None: a new one every epoch."""
+    return config.cache.views if Augment(**asdict(config.augment)) != Augment() else 1
+
+
+def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> str | None:
+    """Why the stage's frozen blocks cannot be computed ahead of it; None if they can."""
+    cut = classifier.locate(stage.train_from)
+    if cut == 0:
+        return "no block is frozen"
+    if stage.batchnorm != "frozen" and has_batchnorm(classifier.backbone.blocks[:cut]):
+        return f"stage.{stage.name}.batchnorm={stage.batchnorm} lets frozen blocks change"
+    if views(config) is None:
+        return "augmentation draws a new view every epoch (cache.views=4 would have four)"
+    if config.trainer.limit_train is not None:
+        return "trainer.limit_train leaves most images out"
+    return None
+
+
+def check(config: Config) -> None:
+    """Raise for every mistake that shows without reading images or weights."""
+    check_devices(config.trainer)
+    if config.data.root is not None and not Path(config.data.root).exists():
+        raise UserError(f"data.root={config.data.root}: no such folder.")
+    Augment(**asdict(config.augment))
+    for stage in config.stages:
+        optimizer_class(stage.optimizer)
+        check_schedule(stage.scheduler)
+    classifier = meta_classifier(config, num_classes=2)
+    for stage in config.stages:
+        reason = why_not_cached(config, classifier, stage)
+        if reason and config.cache.mode == "on":
+            raise UserError(
+                f"cache=on: stage {stage.name} cannot be cached exactly: {reason}. "
+                "Use cache=auto, which caches where it is exact."
+            )

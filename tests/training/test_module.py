@@ -1,0 +1,98 @@
+"""A stage's arithmetic against a plain PyTorch loop."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_model
+from torchvision.transforms.v2.functional import normalize
+
+from tlx.config import compose, parse
+from tlx.data.datamodule import EpochSampler, ImageDataset
+from tlx.training.module import StageModule
+from tlx.training.run import prepare, train_stages
+
+
+def job(image_folder, tmp_path, *overrides):
+    config = parse(
+        compose(
+            [
+                "backbone=resnet18", "backbone.weights=null", "data=folder",
+                f"data.root={image_folder}", "data.image_size=32", "data.batch_size=4",
+                "trainer=cpu", "trainer.progress=false", *overrides,
+            ]
+        )
+    )  # fmt: skip
+    return prepare(config, tmp_path)
+
+
+def torchvision_copy(classifier):
+    """torchvision's own network with the same weights, its `fc` replaced by the head's layer."""
+    model = get_model("resnet18", weights=None)
+    model.fc = nn.Linear(512, classifier.head.output.out_features)
+    state = {}
+    for key, value in classifier.state_dict().items():
+        name = key.removeprefix("backbone.blocks.").removeprefix("stem.")
+        state[name.replace("head.layers.output", "fc")] = value.clone()
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary"])
+def test_a_frozen_backbone_stage_equals_a_plain_loop(image_folder, tmp_path, monkeypatch, loss):
+    for picture in (image_folder / "blue").iterdir():
+        picture.unlink()
+    (image_folder / "blue").rmdir()
+    run = job(
+        image_folder, tmp_path, "stage=head", "stage.head.epochs=7", "data.batch_size=3",
+        "data.val=0.25", "data.test=0.25", f"loss={loss}", "optimizer=sgd", "optimizer.lr=0.01",
+        "scheduler=constant", "monitor=loss",
+    )  # fmt: skip
+    plain = torchvision_copy(run.model.classifier)
+
+    # The plain loop: frozen network in evaluation mode, SGD on the last layer alone.
+    samples = run.manifest.split("train")
+    labels = [run.manifest.classes.index(s.label) for s in samples]
+    dataset = ImageDataset(
+        [run.manifest.root / s.path for s in samples], labels, run.model.preprocess
+    )
+    sampler = EpochSampler(len(dataset), run.config.seed)
+    plain.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    plain.fc.requires_grad_(True)
+    optimizer = torch.optim.SGD(plain.fc.parameters(), lr=0.01, momentum=0.9)
+    losses = []
+    for epoch in range(7):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        for start in range(0, len(order), 3):
+            items = [dataset[key] for key in order[start : start + 3]]
+            if len(items) == 1:
+                continue
+            images = torch.stack([image for image, _, _ in items]).float() / 255
+            images = normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            targets = torch.tensor([target for _, target, _ in items])
+            logits = plain(images.contiguous(memory_format=torch.channels_last))
+            if loss == "binary":
+                value = F.binary_cross_entropy_with_logits(logits[:, 0], targets.float())
+            else:
+                value = F.cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+
+    seen = []
+    original = StageModule.training_step
+
+    def spy(self, batch, batch_idx):
+        value = original(self, batch, batch_idx)
+        seen.append(value.item())
+        return value
+
+    monkeypatch.setattr(StageModule, "training_step", spy)
+    (result,) = train_stages(run)
+    assert len(seen) == result.steps == len(losses) >= 20
+    torch.testing.assert_close(seen, losses, atol=1e-6, rtol=0)
+    last = torch.load(tmp_path / "checkpoints/head/last.ckpt", weights_only=True)["state_dict"]
+    weight = last["classifier.head.layers.output.weight"]
+    torch.testing.assert_close(weight, plain.fc.weight.detach(), atol=1e-6, rtol=0)
