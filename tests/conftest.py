@@ -1,13 +1,15 @@
 """Pictures small enough to make anew for every test."""
 
-from collections.abc import Callable
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+torch.set_num_threads(1)  # the networks here are tiny: more threads would wait for each other
 
 WriteImage = Callable[..., Path]
 
