@@ -14,7 +14,7 @@ torch.set_num_threads(1)  # the networks here are tiny: more threads would wait 
 WriteImage = Callable[..., Path]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_image() -> WriteImage:
     """Writes a 32×24 picture of one colour; its noise differs for every `seed`."""
 
@@ -28,15 +28,23 @@ def write_image() -> WriteImage:
     return write
 
 
+@pytest.fixture(scope="session")
+def make_folder(write_image: WriteImage) -> Callable[[Path], Path]:
+    """Makes three class folders, blue, green and red, of eight pictures each in their colour."""
+
+    def make(root: Path) -> Path:
+        colours = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 30)}
+        for index, (name, colour) in enumerate(colours.items()):
+            for number in range(8):
+                write_image(root / name / f"{number}.png", colour, seed=100 * index + number)
+        return root
+
+    return make
+
+
 @pytest.fixture
-def image_folder(tmp_path: Path, write_image: WriteImage) -> Path:
-    """Three class folders, blue, green and red, of eight pictures each in their colour."""
-    root = tmp_path / "photographs"
-    colours = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 30)}
-    for index, (name, colour) in enumerate(colours.items()):
-        for number in range(8):
-            write_image(root / name / f"{number}.png", colour, seed=100 * index + number)
-    return root
+def image_folder(tmp_path: Path, make_folder: Callable[[Path], Path]) -> Path:
+    return make_folder(tmp_path / "photographs")
 
 
 @pytest.fixture(autouse=True)

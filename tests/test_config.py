@@ -51,7 +51,7 @@ def test_a_stage_scales_the_rate_or_sets_its_own():
 
 def test_a_stage_can_have_its_own_optimizer():
     stages = config("stage.top.optimizer={_target_: torch.optim.SGD, momentum: 0.9}").stages
-    assert [s.optimizer.target for s in stages] == ["torch.optim.Adam", "torch.optim.SGD"]
+    assert [s.optimizer.target for s in stages] == ["torch.optim.AdamW", "torch.optim.SGD"]
     assert stages[1].optimizer.settings == {"momentum": 0.9}
 
 

@@ -4,6 +4,7 @@ Everything below works on these frozen dataclasses of plain Python values. Nothi
 torch, so that `--help` and a mistyped key answer at once.
 """
 
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -63,15 +64,25 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """Everything before `train_from` is frozen, everything from it on learns."""
+    """Everything before `train_from` is frozen, everything from it on learns.
+
+    `gradual` stands for several stages, which only the network's blocks tell: see
+    `training.unfreezing.plain_stages`.
+    """
 
     name: str
     train_from: str
     epochs: int
+    gradual: bool
     batchnorm: BatchNorm
     batchnorm_learning: BatchNorm
+    batchnorm_momentum: float | None
     patience: int | None
     optimizer: OptimizerSpec
+    find_lr: bool  # before the stage; the optimizer's rate is for where none is found
+    lr_decay: float
+    l2_sp: float | None
+    ema: float | None
     scheduler: Mapping[str, Any]
 
 
@@ -108,6 +119,7 @@ class Config:
     augment: AugmentSpec
     trainer: TrainerSpec
     cache: CacheSpec
+    allow_refreeze: bool
     loss: Literal["cross_entropy", "binary"]
     monitor: Literal["accuracy", "loss"]
     seed: int
@@ -128,7 +140,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
     for key in top:
         if key not in valid:
             raise unknown("key", key, sorted(valid))
-    plain = {k: top[k] for k in ("loss", "monitor", "seed", "test")}
+    plain = {k: top[k] for k in ("allow_refreeze", "loss", "monitor", "seed", "test")}
     hints = typing.get_type_hints(Config)
     config = Config(
         backbone=_typed(BackboneSpec, top["backbone"], "backbone"),
@@ -150,15 +162,16 @@ def _stages(
     stages: Mapping[str, Any], optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> tuple[StageSpec, ...]:
     if not stages:
-        raise UserError("no stage to train; choose stage=head, finetune, full or scratch.")
+        raise UserError("no stage to train; choose stage=head, finetune, gradual, full or scratch.")
     specs = []
     for name, settings in stages.items():
         key = f"stage.{name}"
         if not isinstance(settings, Mapping):
             raise UserError(f"{key}={settings!r} is no stage; it takes settings such as epochs=5.")
-        own = dict(settings)
-        lr = _checked(own.pop("lr", None), float | None, f"{key}.lr")
-        if lr is None:
+        own = {**_stage_defaults(), **settings}
+        lr = _checked(own.pop("lr", None), float | Literal["find"] | None, f"{key}.lr")
+        own["find_lr"] = lr == "find"
+        if not isinstance(lr, float):
             scale = _checked(own.pop("lr_scale", 1.0), float, f"{key}.lr_scale")
             lr = _checked(optimizer.get("lr"), float, "optimizer.lr") * scale
         if lr <= 0:
@@ -171,8 +184,32 @@ def _stages(
         spec = _typed(StageSpec, {"name": name, **own}, key)
         if spec.epochs < 1:
             raise UserError(f"{key}.epochs={spec.epochs}: a stage trains for 1 epoch or more.")
+        _check_rates(spec, key)
+        if spec.batchnorm_momentum is not None and not 0 < spec.batchnorm_momentum <= 1:
+            raise UserError(
+                f"{key}.batchnorm_momentum={spec.batchnorm_momentum:g} is not above 0 and at most "
+                "1; for statistics that stand still use batchnorm=frozen."
+            )
         specs.append(spec)
     return tuple(specs)
+
+
+def _stage_defaults() -> dict[str, Any]:
+    """For a stage that was added on the command line: `+stage.NAME={train_from: …, epochs: …}`."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.load(conf_dir() / "stage" / "settings" / "default.yaml")
+    settings = typing.cast(dict[str, Any], OmegaConf.to_container(node))
+    return {key: value for key, value in settings.items() if value != "???"}
+
+
+def _check_rates(spec: StageSpec, key: str) -> None:
+    if not 0 < spec.lr_decay <= 1:
+        raise UserError(f"{key}.lr_decay={spec.lr_decay:g}: it must be above 0 and at most 1.")
+    if spec.l2_sp is not None and not 0 <= spec.l2_sp < math.inf:
+        raise UserError(f"{key}.l2_sp={spec.l2_sp:g}: a strength of 0 or more, such as 0.01.")
+    if spec.ema is not None and not 0 < spec.ema < 1:
+        raise UserError(f"{key}.ema={spec.ema:g}: a decay between 0 and 1, such as 0.999.")
 
 
 def _optimizer(settings: Mapping[str, Any], lr: float, key: str) -> OptimizerSpec:

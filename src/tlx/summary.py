@@ -50,18 +50,18 @@ def summarize(config: Config, num_classes: int) -> dict[str, Any]:
     """`total`, `trainable`, `frozen` as of the last stage, and each stage with its blocks."""
     from tlx.models.classifier import parameter_table
     from tlx.training.plan import meta_classifier
-    from tlx.training.unfreezing import apply_stage
+    from tlx.training.unfreezing import apply_stage, plain_stages
 
     classifier = meta_classifier(config, num_classes)
     stages = []
-    for stage in config.stages:
+    for stage in plain_stages(classifier, config.stages):
         apply_stage(classifier, stage)
         rows = parameter_table(classifier)
         total, trainable = sum(r.total for r in rows), sum(r.trainable for r in rows)
         stages.append(
             {
                 "name": stage.name,
-                "train_from": list(classifier.groups)[classifier.locate(stage.train_from)],
+                "train_from": classifier.boundary(stage.train_from).path,
                 "epochs": stage.epochs,
                 "total": total,
                 "trainable": trainable,
@@ -84,7 +84,7 @@ def _show(tables: dict[str, Any]) -> None:
     table.add_column("block")
     table.add_column("total", justify="right")
     for stage in stages:
-        table.add_column(f"trainable in {stage['name']}", justify="right")
+        table.add_column(f"trainable in {stage['name']}", justify="right", overflow="fold")
     for i, block in enumerate(stages[0]["blocks"]):
         counts = [f"{stage['blocks'][i]['trainable']:,}" for stage in stages]
         table.add_row(block["name"], f"{block['total']:,}", *counts)

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _check_unused(folder: Path) -> None:
     """Before Hydra writes: a run is never overwritten, nor are two mixed."""
-    if (folder / ".hydra").exists():
+    if any((folder / name).exists() for name in ("checkpoints", "model", "metrics.json")):
         raise UserError(
             f"hydra.run.dir={folder} holds a run already; choose another folder, "
             f"or go on with it: python -m tlx.train resume={folder}"

@@ -8,7 +8,7 @@ import torch
 from tlx.errors import UserError
 from tlx.models import catalog
 from tlx.models.backbones import build_backbone
-from tlx.models.classifier import Classifier, GroupParameters, parameter_table
+from tlx.models.classifier import Boundary, Classifier, GroupParameters, parameter_table
 from tlx.models.heads import Head
 
 # One small member of each family, with an image as small as leaves every parameter at work.
@@ -121,11 +121,103 @@ def test_locate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "block"), [("resnet18", "layer4"), ("swin_t", "stage4"), ("vit_b_32", "layer11")]
-)
-def test_top_is_the_last_block_that_is_more_than_a_norm(name: str, block: str) -> None:
+    ("name", "weighted"),
+    [
+        ("resnet18", "stem layer1 layer2 layer3 layer4"),
+        ("densenet121", "stem denseblock1 transition1 denseblock2 transition2 denseblock3 "
+                        "transition3 denseblock4"),
+        ("swin_t", "stem stage1 stage2 stage3 stage4"),
+        ("vit_b_32", "embedding layer0 layer1 layer2 layer3 layer4 layer5 layer6 layer7 layer8 "
+                     "layer9 layer10 layer11"),
+    ],
+)  # fmt: skip
+def test_top_and_counts_pass_over_a_block_that_is_just_a_norm(name: str, weighted: str) -> None:
     model = on_meta(name, 224, 2)
-    assert list(model.groups)[model.locate("top")] == block
+    blocks = weighted.split()
+    assert model.weighted_blocks == blocks
+    assert model.boundary("top").path == blocks[-1]
+    found = [model.boundary(f"-{count}").path for count in range(1, len(blocks) + 1)]
+    assert found == blocks[::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "train_from", "expected"),
+    [
+        ("resnet18", "all", Boundary(0, "stem")),
+        ("resnet18", "head", Boundary(5, "head")),
+        ("resnet18", "-2", Boundary(3, "layer3")),
+        ("resnet18", "layer4.1", Boundary(4, "layer4.1")),
+        ("inception_v3", "Mixed_7b.branch3x3_1", Boundary(14, "Mixed_7b.branch3x3_1")),
+        ("vgg16", "block5.conv2", Boundary(4, "block5.conv2")),
+    ],
+)
+def test_boundary(name: str, train_from: str, expected: Boundary) -> None:
+    model = on_meta(name, 96, 2)
+    assert model.boundary(train_from) == expected
+    assert model.locate(train_from) == expected.group
+
+
+@pytest.mark.parametrize(
+    ("train_from", "message"),
+    [
+        ("layer4.2", r"unknown train_from 'layer4\.2'\. Did you mean layer4\.1 or layer4\.0 or"),
+        ("layer4.1.conv3", r"Did you mean layer4\.1\.conv2 or layer4\.1\.conv1"),
+        ("layer4.", r"unknown train_from 'layer4\.'\. Did you mean layer4"),
+        ("layr4.1", r"Did you mean layer4"),
+        ("head.layers.output", r"Valid: stem, layer1, layer2, layer3, layer4, head, top, all"),
+        ("-6", r"train_from=-6: resnet18 has 5 blocks to count, stem to layer4; .*train_from=all"),
+        ("-0", r"unknown train_from '-0'"),
+        ("2", r"unknown train_from '2'"),
+        ("", r"unknown train_from ''"),
+    ],
+)
+def test_no_such_boundary(train_from: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        on_meta("resnet18", 64, 2).boundary(train_from)
+
+
+def learning(model: Classifier, train_from: str) -> set[str]:
+    return {
+        f"{path}.{name}"
+        for path, module, learns in model.modules_from(train_from)
+        for name, _ in module.named_parameters(recurse=False)
+        if learns
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "train_from", "expected"),
+    [
+        ("vgg16", "block5.conv2", "block5.conv2.{weight,bias} block5.conv3.{weight,bias}"),
+        ("vgg16", "block5.relu3", ""),
+        ("resnet18", "layer4.1", "layer4.1.conv1.weight layer4.1.bn1.{weight,bias} "
+                                 "layer4.1.conv2.weight layer4.1.bn2.{weight,bias}"),
+        ("resnet18", "layer4.1.bn2", "layer4.1.bn2.{weight,bias}"),
+        # What holds the module where learning starts comes before it: in_proj is frozen.
+        ("vit_b_32", "layer11.self_attention.out_proj",
+         "layer11.self_attention.out_proj.{weight,bias} layer11.ln_2.{weight,bias} "
+         "layer11.mlp.0.{weight,bias} layer11.mlp.3.{weight,bias} norm.{weight,bias}"),
+    ],
+)  # fmt: skip
+def test_what_learns_from_inside_a_block(name: str, train_from: str, expected: str) -> None:
+    names = {"head.layers.output.weight", "head.layers.output.bias"}
+    for word in expected.split():
+        stem = word.removesuffix("{weight,bias}")
+        names |= {word} if stem == word else {f"{stem}weight", f"{stem}bias"}
+    assert learning(on_meta(name, 224, 2), train_from) == names
+
+
+def test_inside_inception_branches_learn_in_their_order() -> None:
+    found = learning(on_meta("inception_v3", 96, 2), "Mixed_7b.branch3x3_1")
+    modules = {name.rpartition(".")[0].removesuffix(".conv").removesuffix(".bn") for name in found}
+    branches = "3x3_1 3x3_2a 3x3_2b 3x3dbl_1 3x3dbl_2 3x3dbl_3a 3x3dbl_3b _pool"
+    everything = f"1x1 {branches}"
+    assert modules == {
+        *(f"Mixed_7b.branch{b}" for b in branches.split()),
+        *(f"Mixed_7c.branch{b}" for b in everything.split()),
+        "head.layers.output",
+    }
+    assert len(found) == 3 * (8 + 9) + 2  # a convolution and a BatchNorm's two each; the head's
 
 
 def test_a_norm_that_belongs_to_the_head_is_not_forgotten() -> None:

@@ -220,15 +220,25 @@ class ImageData(LightningDataModule):
         )
         if self.trainer is not None:
             self._go_on(sampler, self.trainer, batch_size)
-        lone = batch_size > 1 and len(sampler) % batch_size == 1
-        if len(sampler) <= lone:
+        if self.batches_per_epoch() == 0:
             raise UserError(
                 f"{len(images)} training images are too few for {world_size} processes "
                 f"with data.batch_size={self.batch_size}."
             )
+        lone = batch_size > 1 and len(sampler) % batch_size == 1
         if lone:
             log.info("the last training batch would be a single image: it is dropped")
         return self._loader(dataset, sampler, drop_last=lone)
+
+    def batches_per_epoch(self) -> int:
+        """Batches of train in each process.
+
+        Lightning's own count would make the loaders before it knows where a resumed epoch stands.
+        """
+        _, world_size = self._process()
+        batch_size = max(1, self.batch_size // world_size)
+        batches, rest = divmod(len(self.manifest.split("train")) // world_size, batch_size)
+        return batches + (rest > 1)
 
     @staticmethod
     def _go_on(sampler: EpochSampler, trainer: Trainer, batch_size: int) -> None:

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from tlx.files import replace_atomically
 from tlx.models.classifier import Classifier
 from tlx.models.folder import save_weights
+from tlx.training.averaging import WeightAverage
+
+# Ctrl-C, a scheduler's request to end, and Slurm's warning before it
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +38,13 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(
-        self, folder: Path, classifier: Classifier, *, monitor: str, patience: int | None
+        self,
+        folder: Path,
+        classifier: Classifier,
+        *,
+        monitor: str,
+        patience: int | None,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
         self.folder = folder
@@ -41,6 +52,7 @@ class Checkpoints(Checkpoint):
         self.monitor = f"val/{monitor}"
         self.sign = -1.0 if monitor == "loss" else 1.0
         self.patience = patience
+        self.average = average  # what val saw in place of the classifier's weights
         self.best: tuple[float, float] | None = None  # the score and, between equals, minus loss
         self.best_epoch = 0  # counted from 1
         self.interrupted_by: int | None = None
@@ -58,6 +70,8 @@ class Checkpoints(Checkpoint):
         return self.sign * self.best[0] if self.best else float("nan")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in STOP_SIGNALS:  # here, because Lightning has set handlers of its own by now
+            signal.signal(number, self._stop_soon)
         self._stop_if_patience_is_over(trainer, trainer.current_epoch)
 
     def on_train_batch_end(
@@ -68,6 +82,12 @@ class Checkpoints(Checkpoint):
         if self._is_interrupted(trainer):
             self.save_last(trainer)
             raise Interrupted(self.interrupted_by or signal.SIGTERM)
+
+    def _stop_soon(self, number: int, frame: Any) -> None:
+        """Let the running step end; a second Ctrl-C ends at once."""
+        self.interrupted_by = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log.warning("%s: stopping after this step…", signal.Signals(number).name)
 
     def _is_interrupted(self, trainer: Trainer) -> bool:
         """Whether any process got a signal: all of them stop at the same step."""
@@ -83,7 +103,8 @@ class Checkpoints(Checkpoint):
         if self.best is None or score > self.best:
             self.best, self.best_epoch = score, epoch
             if trainer.is_global_zero:
-                save_weights(self.folder / "best.safetensors", self.classifier)
+                with self.average.applied() if self.average else nullcontext():
+                    save_weights(self.folder / "best.safetensors", self.classifier)
         self._stop_if_patience_is_over(trainer, epoch)
         self.save_last(trainer)
         if self._is_interrupted(trainer):

@@ -1,6 +1,7 @@
 """Where a run computes, and in which precision."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def check_devices(spec: TrainerSpec) -> None:
             f"trainer.devices={wanted}: this machine has no GPU. For {wanted} processes on the "
             f"CPU: trainer=ddp trainer.devices={wanted}."
         )
+
+
+def process_count(spec: TrainerSpec) -> int:
+    """How many processes train together, over all nodes."""
+    if "WORLD_SIZE" in os.environ:  # torchrun's
+        return int(os.environ["WORLD_SIZE"])
+    if spec.devices != "auto":
+        return spec.num_nodes * int(spec.devices)
+    on_gpus = choose_device(spec.accelerator).type == "cuda"
+    return spec.num_nodes * (torch.cuda.device_count() if on_gpus else 1)
 
 
 def choose_device(accelerator: str) -> torch.device:

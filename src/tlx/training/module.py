@@ -1,5 +1,6 @@
 """The LightningModule of one stage."""
 
+import math
 import zlib
 from typing import Any
 
@@ -100,9 +101,18 @@ class StageModule(LightningModule):
         seen = checkpoint["train_seen"]
         self._train_seen = [seen] if len(seen) and self.global_rank == 0 else []
 
+    def _steps(self) -> int:
+        """The optimizer's steps in the whole stage."""
+        trainer: Any = self.trainer
+        batches: int = trainer.datamodule.batches_per_epoch()
+        if isinstance(trainer.limit_train_batches, int):
+            batches = min(batches, trainer.limit_train_batches)
+        epochs: int = trainer.max_epochs
+        return epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.stage.optimizer, self.classifier)
-        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = build_optimizer(self.stage, self.classifier)
+        steps = self._steps()
         scheduler = build_scheduler(self.stage.scheduler, optimizer, steps)
         if isinstance(scheduler, ReduceLROnPlateau):
             plan = {"scheduler": scheduler, "interval": "epoch", "monitor": "val/loss"}

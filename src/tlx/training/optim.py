@@ -6,12 +6,13 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from tlx.config import OptimizerSpec
+from tlx.config import OptimizerSpec, StageSpec
 from tlx.errors import UserError, unknown
-from tlx.models.classifier import Classifier
+from tlx.models.classifier import HEAD, Classifier
 
 SCHEDULES: Mapping[str, tuple[str, ...]] = {
     "constant": ("warmup",),
@@ -19,6 +20,10 @@ SCHEDULES: Mapping[str, tuple[str, ...]] = {
     "one_cycle": ("warmup", "final"),
     "plateau": ("factor", "patience"),
 }
+NO_DECAY = ".no_decay"
+NOT_DECAYED = {
+    "class_token", "pos_embedding", "relative_position_bias_table", "layer_scale", "logit_scale",
+}  # fmt: skip
 
 
 def optimizer_class(spec: OptimizerSpec) -> type[Optimizer]:
@@ -40,14 +45,51 @@ def optimizer_class(spec: OptimizerSpec) -> type[Optimizer]:
     return found
 
 
-def build_optimizer(spec: OptimizerSpec, classifier: Classifier) -> Optimizer:
-    """One named parameter group for each layer group that learns, in the network's order."""
+def build_optimizer(stage: StageSpec, classifier: Classifier) -> Optimizer:
+    """A named parameter group for each layer group that learns, in the network's order.
+
+    The head learns at the stage's rate, the layer group k places before it at that ×
+    `lr_decay`**k. Weight decay spares what `is_decayed` says no to: those parameters of a layer
+    group are a parameter group of their own, NAME.no_decay, where there is a decay to spare them.
+    With `l2_sp` only the head's weights decay toward zero.
+    """
+    spec = stage.optimizer
+    cls = optimizer_class(spec)
+    decay = float(spec.settings.get("weight_decay", _default(cls, "weight_decay") or 0))
     groups: list[dict[str, Any]] = []
-    for name, module in classifier.groups.items():
-        learning = [p for p in module.parameters() if p.requires_grad]
-        if learning:
-            groups.append({"name": name, "params": learning})
-    return optimizer_class(spec)(groups, lr=spec.lr, **spec.settings)  # type: ignore[call-arg]
+    for places, (name, module) in enumerate(reversed(classifier.groups.items())):
+        own = decay if stage.l2_sp is None or name == HEAD else 0.0
+        parts: dict[str, list[nn.Parameter]] = {name: [], f"{name}{NO_DECAY}": []}
+        for path, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                spared = own != 0 and not is_decayed(path, parameter)
+                parts[f"{name}{NO_DECAY}" if spared else name].append(parameter)
+        rate = spec.lr * stage.lr_decay**places
+        for part, parameters in reversed(parts.items()):
+            if parameters:
+                group = {"name": part, "params": parameters, "lr": rate}
+                if decay != 0:
+                    group["weight_decay"] = 0.0 if part.endswith(NO_DECAY) else own
+                groups.append(group)
+    return cls(groups[::-1], lr=spec.lr, **spec.settings)  # type: ignore[call-arg]
+
+
+def is_decayed(path: str, parameter: Tensor) -> bool:
+    """Whether weight decay is for this parameter: not for norms, biases, scales and tokens.
+
+    In torchvision's networks every norm's parameter is a vector, and no other weight is one.
+    """
+    return parameter.ndim > 1 and path.rsplit(".", 1)[-1] not in NOT_DECAYED
+
+
+def layer_group_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The learning rate of each layer group."""
+    return {g["name"].removesuffix(NO_DECAY): g["lr"] for g in optimizer.param_groups}
+
+
+def _default(cls: type, setting: str) -> Any:
+    parameter = inspect.signature(cls).parameters.get(setting)
+    return parameter.default if parameter is not None else None
 
 
 def build_scheduler(
@@ -62,13 +104,8 @@ def build_scheduler(
                 optimizer, factor=rest["factor"], patience=int(rest["patience"])
             )
         case "one_cycle":
-            return OneCycleLR(
-                optimizer,
-                max_lr=[group["lr"] for group in optimizer.param_groups],
-                total_steps=steps,
-                pct_start=rest["warmup"],
-                final_div_factor=1 / (25 * rest["final"]),  # 25: the rate's start, by default
-                cycle_momentum=False,
+            return LambdaLR(
+                optimizer, lambda step: _one_cycle(step, rest["warmup"], rest["final"], steps)
             )
         case "constant":
             return LambdaLR(optimizer, lambda step: _warmup(step, rest["warmup"], steps))
@@ -94,8 +131,6 @@ def check_schedule(settings: Mapping[str, Any]) -> None:
             raise UserError(f"scheduler.{key}={value!r}: {name} needs a number.") from None
         if not 0 <= number <= (math.inf if key == "patience" else 1):
             raise UserError(f"scheduler.{key}={value} is outside 0 to 1.")
-    if name == "one_cycle" and float(settings["final"]) == 0:
-        raise UserError("scheduler.final=0: one_cycle needs a fraction above 0, such as 1e-4.")
 
 
 def _warmup(step: int, fraction: float, steps: int) -> float:
@@ -106,5 +141,19 @@ def _warmup(step: int, fraction: float, steps: int) -> float:
 
 def _cosine(step: int, warmup: float, final: float, steps: int) -> float:
     length = round(warmup * steps)
-    done = min(1.0, max(0, step - length) / max(1, steps - length))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+    return _half_cosine(1, final, max(0, step - length) / max(1, steps - length))
+
+
+def _one_cycle(step: int, warmup: float, final: float, steps: int) -> float:
+    """From 1/25 up to 1 at step `warmup` × (steps - 1), down to `final` at the last one.
+
+    torch's OneCycleLR divides by zero where the peak falls on the first or the last step.
+    """
+    peak = round(warmup * (steps - 1))
+    if step < peak:
+        return _half_cosine(1 / 25, 1, step / peak)
+    return _half_cosine(1, final, (step - peak) / max(1, steps - 1 - peak))
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -14,9 +14,9 @@ from tlx.models.classifier import Classifier
 from tlx.models.folder import Architecture, build_classifier
 from tlx.models.outputs import num_outputs
 from tlx.models.preprocess import Preprocess
-from tlx.training.devices import check_devices
+from tlx.training.devices import check_devices, process_count
 from tlx.training.optim import check_schedule, optimizer_class
-from tlx.training.unfreezing import has_batchnorm
+from tlx.training.unfreezing import check_refreezing, has_batchnorm, plain_stages
 
 
 def preprocessing(config: Config, member: str | None = None) -> Preprocess:
@@ -69,7 +69,7 @@ def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> 
     """Why the stage's frozen blocks cannot be computed ahead of it; None if they can."""
     cut = classifier.locate(stage.train_from)
     if cut == 0:
-        return "no block is frozen"
+        return "no block is wholly frozen"
     if stage.batchnorm != "frozen" and has_batchnorm(classifier.backbone.blocks[:cut]):
         return f"stage.{stage.name}.batchnorm={stage.batchnorm} lets frozen blocks change"
     if views(config) is None:
@@ -88,11 +88,28 @@ def check(config: Config) -> None:
     for stage in config.stages:
         optimizer_class(stage.optimizer)
         check_schedule(stage.scheduler)
+        _check_rates(config, stage)
     classifier = meta_classifier(config, num_classes=2)
-    for stage in config.stages:
+    stages = plain_stages(classifier, config.stages)
+    for stage in stages:
         reason = why_not_cached(config, classifier, stage)
         if reason and config.cache.mode == "on":
             raise UserError(
                 f"cache=on: stage {stage.name} cannot be cached exactly: {reason}. "
                 "Use cache=auto, which caches where it is exact."
             )
+    if not config.allow_refreeze:
+        check_refreezing(classifier, stages)
+
+
+def _check_rates(config: Config, stage: StageSpec) -> None:
+    if stage.find_lr and process_count(config.trainer) > 1:
+        raise UserError(
+            f"stage.{stage.name}.lr=find: the sweep runs in one process. Find the rate with "
+            "trainer.devices=1, then give it to this run."
+        )
+    if stage.l2_sp is not None and config.backbone.weights is None:
+        raise UserError(
+            f"stage.{stage.name}.l2_sp={stage.l2_sp:g} holds weights to the pretrained ones, but "
+            "with backbone.weights=null there are none."
+        )

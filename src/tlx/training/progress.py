@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
 from tlx.config import StageSpec
+from tlx.training.optim import layer_group_rates
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class Scalars(Callback):
         self.writer.close()
 
     def _rates(self, trainer: Trainer, step: int) -> None:
-        for group in trainer.optimizers[0].param_groups:
-            self.writer.add_scalar(f"lr/{group['name']}", group["lr"], step)
+        for name, rate in layer_group_rates(trainer.optimizers[0]).items():
+            self.writer.add_scalar(f"lr/{name}", rate, step)
 
 
 class EpochLines(Callback):

@@ -6,15 +6,15 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from tlx.config import Config, StageSpec
 from tlx.data.augment import Augment
@@ -25,13 +25,17 @@ from tlx.files import cache_dir, locked, write_json
 from tlx.models.classifier import parameter_table
 from tlx.models.folder import Architecture, SavedModel, build_classifier, load_weights
 from tlx.models.weights import resolve_weights
-from tlx.training.checkpoints import Checkpoints, resume_point
+from tlx.training.averaging import WeightAverage
+from tlx.training.checkpoints import STOP_SIGNALS, Checkpoints, resume_point
 from tlx.training.devices import build_trainer, choose_device, choose_precision
+from tlx.training.drift import BatchNormDrift, Statistics, statistics
 from tlx.training.features import FeatureStore, Source, pictures_of
+from tlx.training.l2_sp import TowardPretrained, pretrained_weights
+from tlx.training.lr_finder import Sweep, find_rate, sweep
 from tlx.training.module import StageModule
 from tlx.training.plan import architecture, preprocessing, read_manifest, views, why_not_cached
 from tlx.training.progress import EpochLines, Scalars
-from tlx.training.unfreezing import StagedUnfreezing, apply_stage
+from tlx.training.unfreezing import StagedUnfreezing, apply_stage, plain_stages
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ class Job:
     model: SavedModel
     architecture: Architecture
     precision: str
+    statistics: Statistics  # BatchNorm's, before the first stage
+    pretrained: Mapping[str, Tensor]  # what L2-SP holds the backbone to; empty without it
 
     @property
     def is_first_process(self) -> bool:
@@ -84,16 +90,24 @@ def _is_first_process() -> bool:
 
 def prepare(config: Config, folder: Path) -> Job:
     """Weights, images and the network with its new head; `folder` gets the manifest."""
+    if not _is_first_process():
+        logging.getLogger("tlx").setLevel(logging.WARNING)
     weights = resolve_weights(config.backbone.name, config.backbone.weights)
     manifest = read_manifest(config)
     preprocess = preprocessing(config, weights.enum if weights else None)
     design = architecture(config, len(manifest.classes), preprocess)
     torch.manual_seed(config.seed)
     classifier = build_classifier(design, weights.state_dict if weights else None)
+    config = replace(config, stages=plain_stages(classifier, config.stages))
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)
     model = SavedModel(classifier, preprocess, manifest.classes)
-    job = Job(config, folder, manifest, model, design, choose_precision(config.trainer))
+    is_held = any(stage.l2_sp is not None for stage in config.stages)
+    pretrained = pretrained_weights(classifier) if is_held else {}
+    precision = choose_precision(config.trainer)
+    job = Job(
+        config, folder, manifest, model, design, precision, statistics(classifier), pretrained
+    )
     if job.is_first_process:
         manifest.write(folder / "manifest.csv")
     return job
@@ -195,30 +209,34 @@ def _train_stage(
     apply_stage(classifier, stage)
     rows = parameter_table(classifier)
     trainable, total = sum(r.trainable for r in rows), sum(r.total for r in rows)
-    first = list(classifier.groups)[classifier.locate(stage.train_from)]
+    first = classifier.boundary(stage.train_from).path
     log.info("Stage %s: learns from %s on, %s of %s parameters.", stage.name, first,
              f"{trainable:,}", f"{total:,}")  # fmt: skip
+    cached = data.features is not None
+    start = classifier.locate(stage.train_from) if cached else 0
+    if stage.find_lr:
+        stage = find_rate(stage, place, lambda: _sweep(job, stage, data, start))
+    average = WeightAverage(classifier, stage.ema) if stage.ema is not None else None
     checkpoints = Checkpoints(
-        place, classifier, monitor=job.config.monitor, patience=stage.patience
+        place, classifier, monitor=job.config.monitor, patience=stage.patience, average=average
     )
     callbacks: list[Callback] = [StagedUnfreezing(classifier, stage), checkpoints]
-    if job.is_first_process:
-        callbacks += [Scalars(job.folder, first_step=first_step), EpochLines(stage)]
+    if average is not None:
+        callbacks.append(average)
+    if stage.l2_sp is not None:
+        callbacks.append(TowardPretrained(classifier, job.pretrained, stage.l2_sp))
+    scalars = Scalars(job.folder, first_step=first_step) if job.is_first_process else None
+    if scalars is not None:
+        callbacks += [scalars, EpochLines(stage)]
+    callbacks.append(BatchNormDrift(classifier, job.statistics, scalars))
     progress = job.config.trainer.progress
     bar = sys.stdout.isatty() if progress == "auto" else bool(progress)
     if bar:
         callbacks.append(RichProgressBar())
     limits = job.config.trainer
     epochs = min(stage.epochs, limits.limit_epochs or stage.epochs)
-    cached = data.features is not None
-    module = StageModule(
-        classifier,
-        job.model.preprocess,
-        stage,
-        seed=job.config.seed,
-        start=classifier.locate(stage.train_from) if cached else 0,
-    )
-    with _quiet(), _listening(checkpoints):
+    module = StageModule(classifier, job.model.preprocess, stage, seed=job.config.seed, start=start)
+    with _quiet(), _restored_signals():
         trainer = build_trainer(
             limits,
             job.precision,
@@ -247,17 +265,23 @@ def _train_stage(
     )
 
 
+def _sweep(job: Job, stage: StageSpec, data: ImageData, start: int) -> Sweep:
+    return sweep(
+        StageModule(
+            job.model.classifier, job.model.preprocess, stage, seed=job.config.seed, start=start
+        ),
+        data,
+        device=choose_device(job.config.trainer.accelerator),
+        bf16=job.precision == "bf16-mixed",
+        clip=job.config.trainer.clip,
+        limit=job.config.trainer.limit_train,
+    )
+
+
 @contextmanager
-def _listening(checkpoints: Checkpoints) -> Iterator[None]:
-    """Let the running step end on Ctrl-C, SIGTERM and SIGUSR1; a second Ctrl-C ends at once."""
-
-    def stop(number: int, frame: Any) -> None:
-        checkpoints.interrupted_by = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        log.warning("%s: stopping after this step…", signal.Signals(number).name)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
+def _restored_signals() -> Iterator[None]:
+    """Undo what a stage (see Checkpoints) and Lightning do to the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -268,7 +292,7 @@ def _listening(checkpoints: Checkpoints) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what Lightning says of things tlx means."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in (
@@ -276,6 +300,7 @@ def _quiet() -> Iterator[None]:
             ".*does not have many workers.*",  # chosen by the data module
             ".*dataloader is not resumable.*",  # its sampler is
             ".*available but not used.*",  # asked for
+            ".*sync_dist=True.*",  # every process computes the same from all samples
             ".*isinstance.treespec, LeafSpec.*",  # Lightning's own affair
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,329 @@
+"""The real commands, from a folder of images to a run and what can be done with it."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import f1_score, log_loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tlx import evaluate, predict, summary, train
+from tlx.models.backbones import build_backbone
+
+SMALL = [
+    "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder", "data.image_size=32",
+    "data.batch_size=4", "stage.head.epochs=2", "stage.top.epochs=2", "stage.top.lr=1e-3",
+    "trainer=cpu", "trainer.progress=false",
+]  # fmt: skip
+
+
+def run_train(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["tlx.train", *arguments])
+    train.main(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, make_folder):
+    """One run for all tests of this file, and the photographs it had."""
+    images, folder = (
+        make_folder(tmp_path_factory.mktemp("images")),
+        tmp_path_factory.mktemp("run") / "run",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        run_train(patch, *SMALL, f"data.root={images}", f"hydra.run.dir={folder}")
+    return folder, images
+
+
+@pytest.fixture
+def finished(trained, image_folder, tmp_path):
+    """A copy of that run, on photographs of its own."""
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    config = folder / ".hydra/config.yaml"
+    config.write_text(config.read_text().replace(str(trained[1]), str(image_folder)))
+    return folder
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_leaves_the_whole_run(finished, image_folder):
+    names = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
+    assert {
+        ".hydra/config.yaml", "manifest.csv", "metrics.json", "train.log",
+        "predictions/val.csv", "predictions/test.csv", "model/model.json",
+        "model/model.safetensors", "checkpoints/head/best.safetensors",
+        "checkpoints/head/last.ckpt", "checkpoints/top/best.safetensors",
+    } <= names  # fmt: skip
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth"))]
+
+    metrics = json.loads((finished / "metrics.json").read_text())
+    head, top = metrics["stages"]
+    assert (head["train_from"], top["train_from"]) == ("head", "conv5")
+    assert (head["epochs"], top["epochs"]) == (2, 2)
+    assert head["trainable_parameters"] == 1024 * 3 + 3
+    assert top["trainable_parameters"] == 192 * 1024 + 2 * 1024 + 1024 * 3 + 3
+    assert (head["cached"], top["cached"]) == (True, True)
+
+    manifest = read_csv(finished / "manifest.csv")
+    assert sorted(row["split"] for row in manifest).count("test") == 5  # 24 × 0.2, rounded
+    rows = read_csv(finished / "predictions/test.csv")
+    assert list(rows[0]) == ["path", "label", "predicted", "blue", "green", "red"]
+    truth = {row["path"]: row["label"] for row in manifest if row["split"] == "test"}
+    assert {row["path"]: row["label"] for row in rows} == truth
+    probabilities = [[float(row[name]) for name in ("blue", "green", "red")] for row in rows]
+    assert all(abs(sum(p) - 1) < 1e-6 for p in probabilities)
+
+    # metrics.json against scikit-learn, from the predictions file
+    labels, predicted = [r["label"] for r in rows], [r["predicted"] for r in rows]
+    test = metrics["test"]
+    assert test["n"] == 5
+    assert test["accuracy"] == sum(a == b for a, b in zip(labels, predicted, strict=True)) / 5
+    assert test["macro_f1"] == pytest.approx(
+        f1_score(labels, predicted, average="macro", zero_division=0)
+    )
+    expected = log_loss(labels, probabilities, labels=["blue", "green", "red"])
+    assert test["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_tensorboard_has_one_step_axis_over_the_stages(finished):
+    events = EventAccumulator(str(finished)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {
+        "train/loss",
+        "train/accuracy",
+        "val/loss",
+        "val/accuracy",
+        "lr/head",
+        "lr/conv5",
+    } <= tags
+    steps = [event.step for event in events.Scalars("val/loss")]
+    assert steps == [4, 8, 12, 16]  # 14 images in batches of 4, two epochs a stage
+    first_rate = events.Scalars("lr/conv5")[0].step
+    assert first_rate > 8
+
+
+def test_frozen_blocks_keep_every_bit(finished, image_folder):
+    torch.manual_seed(0)
+    start = build_backbone("shufflenet_v2_x0_5", image_size=32).state_dict()
+    after = load_file(finished / "model/model.safetensors")
+    moved = {
+        key.split(".")[1] for key, value in start.items()
+        if not torch.equal(value, after[f"backbone.{key}"])
+    }  # fmt: skip
+    assert moved == {"conv5"}
+
+
+def test_evaluate_says_the_same_again(finished, capsys):
+    before = json.loads((finished / "metrics.json").read_text())
+    predictions = (finished / "predictions/test.csv").read_text()
+    evaluate.main([f"run={finished}"])
+    assert json.loads((finished / "metrics.json").read_text()) == before
+    assert (finished / "predictions/test.csv").read_text() == predictions
+    assert f"{before['test']['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_predict_needs_the_model_folder_alone(finished, image_folder, tmp_path):
+    alone = (finished / "model").rename(tmp_path / "elsewhere")
+    output = tmp_path / "out.csv"
+    predict.main([f"run={alone}", f"images={image_folder}", f"output={output}"])
+    rows = {row["path"]: row for row in read_csv(output)}
+    assert len(rows) == 24
+    for row in read_csv(finished / "predictions/test.csv"):
+        assert rows[row["path"]]["predicted"] == row["predicted"]
+        assert float(rows[row["path"]]["red"]) == pytest.approx(float(row["red"]), abs=1e-6)
+
+
+def test_predict_names_what_it_cannot_use(finished, image_folder, tmp_path, capsys):
+    (image_folder / "red/broken.png").write_bytes(b"no picture")
+    for arguments, message in [
+        ([f"run={finished}", "images=nowhere"], "no such file or folder: nowhere"),
+        ([f"run={finished}", f"images={image_folder}"], "broken.png"),
+        ([f"run={tmp_path}", f"images={image_folder}"], "no trained model"),
+        ([f"images={image_folder}"], "run is not given"),
+        (["run=x", "images=x", "ouput=y"], "unknown argument 'ouput'. Did you mean output"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            predict.main(
+                [*arguments, *([] if "ouput=y" in arguments else [f"output={tmp_path}/o"])]
+            )
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    skipped = [f"run={finished}", f"images={image_folder}", f"output={tmp_path}/o", "on_error=skip"]
+    predict.main(skipped)
+    assert len(read_csv(tmp_path / "o")) == 24
+
+
+def test_a_run_is_never_overwritten(finished, image_folder, monkeypatch, capsys):
+    config = (finished / ".hydra/config.yaml").read_text()
+    arguments = [*SMALL, f"data.root={image_folder}", f"hydra.run.dir={finished}", "seed=7"]
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments)
+    assert "holds a run already" in capsys.readouterr().err
+    assert (finished / ".hydra/config.yaml").read_text() == config
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, f"resume={finished}")
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_the_cache_changes_nothing(finished, image_folder, tmp_path, monkeypatch):
+    other = tmp_path / "uncached"
+    run_train(
+        monkeypatch, *SMALL, f"data.root={image_folder}", f"hydra.run.dir={other}", "cache=off"
+    )
+    metrics = json.loads((other / "metrics.json").read_text())
+    assert [stage["cached"] for stage in metrics["stages"]] == [False, False]
+    cached, uncached = (load_file(f / "model/model.safetensors") for f in (finished, other))
+    for key, value in cached.items():
+        torch.testing.assert_close(value, uncached[key], atol=1e-5, rtol=1e-5)
+
+
+def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatch):
+    arguments = [
+        "-m", *SMALL, "stage=head", "stage.head.epochs=1", "optimizer.lr=1e-3,1e-2",
+        f"data.root={image_folder}", f"hydra.sweep.dir={tmp_path}/sweep",
+    ]  # fmt: skip
+    run_train(monkeypatch, *(a for a in arguments if not a.startswith("stage.top")))
+    trials = sorted((tmp_path / "sweep").glob("*/metrics.json"))
+    assert len(trials) == 2
+    for trial in trials:
+        assert set(json.loads(trial.read_text())) == {"val", "stages", "seconds"}
+        assert not (trial.parent / "predictions/test.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["backbone=vgg16", "data.image_size=150", "head=mlp", "loss=binary", "num_classes=2",
+             "stage=head"],
+            (16_812_353, 2_097_665, 14_714_688),
+        ),
+        (
+            ["backbone=vgg16", "data.image_size=299", "head=mlp", "num_classes=5", "stage=head",
+             "stage.head.train_from=block5"],
+            (25_333_061, 17_697_797, 7_635_264),
+        ),
+        (
+            ["backbone=resnet50", "num_classes=10", "stage=head"],
+            (23_528_522, 20_490, 23_508_032),
+        ),
+    ],
+)  # fmt: skip
+def test_summary_counts(overrides, expected, capsys):
+    summary.main([*overrides, "format=json"])
+    table = json.loads(capsys.readouterr().out)
+    assert (table["total"], table["trainable"], table["frozen"]) == expected
+    blocks = table["stages"][-1]["blocks"]
+    assert sum(block["total"] for block in blocks) == expected[0]
+
+
+def test_summary_shows_a_table(capsys):
+    summary.main(["backbone=squeezenet1_1", "data=folder", "num_classes=3"])
+    shown = capsys.readouterr().out
+    assert "fire9" in shown
+    assert "724,035" in shown  # 722,496 in the blocks and 513 × 3 in the head
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage.top.train_from=conv6"], "unknown train_from 'conv6'. Did you mean .*conv5"),
+        (["data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: no such folder"),
+        (["backbone=inception_v3"], "image_size=32 is too small for inception_v3.*at least"),
+        (["trainer=gpu"], "this machine has no GPU"),
+        (["trainer=auto", "trainer.devices=2"], "trainer.devices=2: this machine has no GPU"),
+        (["loss=binary"], "loss=binary is for 2 classes, not 3"),
+        (["optimizer=sgd", "+optimizer.momentun=0.5"], "momentun"),
+        (["backbone.weights=/nowhere/w.pth"], "/nowhere/w.pth"),
+        (["head.activation=softmax"], "unknown head.activation 'softmax'"),
+        (["hydra.run.dir=/dev/null/run"], "/dev/null"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_before_anything_is_trained(  # noqa: PLR0917
+    image_folder, tmp_path, monkeypatch, capsys, overrides, message
+):
+    given = {"data.root": str(image_folder), "hydra.run.dir": f"{tmp_path}/run"}
+    arguments = [*SMALL, *(f"{k}={v}" for k, v in given.items()), *overrides]
+    keys = [argument.split("=")[0] for argument in arguments]
+    last = [a for i, a in enumerate(arguments) if keys[i] not in keys[i + 1 :]]
+    with pytest.raises(SystemExit) as stop:
+        run_train(monkeypatch, *last)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tlx: ")
+    assert re.search(message, error, re.DOTALL), error
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_truncated_image_is_fatal_or_skipped_by_name(image_folder, tmp_path, monkeypatch, capsys):
+    victim = image_folder / "green/3.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    arguments = [*SMALL, f"data.root={image_folder}"]
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments, f"hydra.run.dir={tmp_path}/a")
+    assert "green/3.png" in capsys.readouterr().err
+    run_train(monkeypatch, *arguments, "data.on_error=skip", f"hydra.run.dir={tmp_path}/b",
+              "trainer.limit_epochs=1")  # fmt: skip
+    assert "green/3.png" not in (tmp_path / "b/manifest.csv").read_text()
+    assert "green/3.png" in (tmp_path / "b/train.log").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(
+    finished, image_folder, tmp_path
+):
+    folder = tmp_path / "interrupted"
+    command = [sys.executable, "-m", "tlx.train"]
+    arguments = [*SMALL, f"data.root={image_folder}", f"hydra.run.dir={folder}", "cache=off"]
+    process = subprocess.Popen(
+        [*command, *arguments], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while not (folder / "checkpoints/head/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"resume={folder}" in error
+    assert "Traceback" not in error
+    resumed = subprocess.run([*command, f"resume={folder}"], capture_output=True, text=True,
+                             check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (json.loads((f / "metrics.json").read_text())["test"] for f in (finished, folder))
+    assert b["accuracy"] == a["accuracy"]
+    assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)  # `finished` trained on cached features
+
+
+def test_every_command_has_a_readable_help(capsys):
+    for command in (evaluate, predict, summary):
+        with pytest.raises(SystemExit) as stop:
+            command.main(["--help"])
+        assert stop.value.code == 0
+        assert f"python -m {command.__name__}" in capsys.readouterr().out
+
+
+def test_images_that_changed_their_form_still_predict(finished, tmp_path):
+    """Greyscale, alpha and palette pictures are made RGB as in training."""
+    for mode in ("L", "RGBA", "P"):
+        Image.new(mode, (40, 50)).save(tmp_path / f"{mode}.png")
+    output = tmp_path / "forms.csv"
+    folder = tmp_path / "forms"
+    folder.mkdir()
+    for mode in ("L", "RGBA", "P"):
+        (tmp_path / f"{mode}.png").rename(folder / f"{mode}.png")
+    predict.main([f"run={finished}", f"images={folder}", f"output={output}"])
+    assert [Path(row["path"]).stem for row in read_csv(output)] == ["L", "P", "RGBA"]

@@ -1,0 +1,166 @@
+"""A run that was killed ends as if it had not been."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from tlx import train
+from tlx.config import compose, parse, resumed
+from tlx.errors import UserError
+from tlx.training.checkpoints import Checkpoints, Interrupted, resume_point
+from tlx.training.run import hold, prepare, train_stages
+
+THREE_STAGES = [
+    "stage=finetune", "+stage.all={train_from: all, epochs: 2, lr: 1e-3}", "stage.head.epochs=2",
+    "stage.top.epochs=2", "stage.top.patience=1",
+]  # fmt: skip
+SETTINGS = [
+    "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder", "data.image_size=32",
+    "data.batch_size=4", "trainer=cpu", "trainer.progress=false", "augment=light",
+    "head.hidden=[8]", "head.dropout=0.5", "scheduler=plateau", "cache.views=1", *THREE_STAGES,
+]  # fmt: skip
+
+
+def start(*arguments):
+    """Run `tlx train` in a process forked from this one, which has torch imported already."""
+
+    def main():
+        os.setsid()
+        torch.set_num_threads(1)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 1)
+            os.dup2(null.fileno(), 2)
+        sys.argv = ["tlx.train", *arguments]
+        train.main(list(arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    return process
+
+
+def finish(process):
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def outcome(folder):
+    """All that a run says, without its times."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["seconds"]
+    for stage in metrics["stages"]:
+        del stage["seconds"]
+    files = ["model/model.safetensors", "predictions/val.csv", "predictions/test.csv"]
+    return metrics, [(folder / name).read_bytes() for name in files]
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_nothing(image_folder, tmp_path):
+    arguments = [*SETTINGS, f"data.root={image_folder}"]
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    finish(start(*arguments, f"hydra.run.dir={whole}"))
+    duration = time.monotonic() - began
+    expected = outcome(whole)
+    moment = random.Random(0)
+    stages_begun = set()
+    for number in range(30):
+        folder = tmp_path / f"run{number}"
+        process = start(*arguments, f"hydra.run.dir={folder}")
+        time.sleep(moment.uniform(0.02, 1) * duration)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if (folder / "checkpoints").exists():
+            stages_begun.add(len(list((folder / "checkpoints").iterdir())))
+        if (folder / "metrics.json").exists():
+            pass  # the kill came too late
+        elif (folder / "manifest.csv").exists():
+            finish(start(f"resume={folder}"))
+        else:  # killed before there was anything: the same command again
+            finish(start(*arguments, f"hydra.run.dir={folder}"))
+        assert outcome(folder) == expected, f"run {number}"
+    assert stages_begun == {1, 2, 3}  # the kills did fall into every stage
+
+
+@pytest.fixture
+def job(image_folder, tmp_path):
+    def make(folder, *overrides):
+        config = parse(compose([*SETTINGS, f"data.root={image_folder}", *overrides]))
+        return prepare(config, tmp_path / folder)
+
+    return make
+
+
+def interrupt_at(job, monkeypatch, stage, epoch, batch):
+    """Train until a signal comes in the given step."""
+    original = Checkpoints.on_train_batch_end
+
+    def hook(self, trainer, module, *rest):
+        if (module.stage.name, trainer.current_epoch, rest[-1]) == (stage, epoch, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        original(self, trainer, module, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", hook)
+        with pytest.raises(Interrupted) as stop:
+            train_stages(job)
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("moment", [("head", 0, 1), ("top", 1, 3), ("all", 0, 2)])
+def test_a_signal_in_the_middle_of_an_epoch_resumes_exactly(job, tmp_path, monkeypatch, moment):
+    expected = train_stages(job("whole"))
+    interrupt_at(job("cut"), monkeypatch, *moment)
+    results = train_stages(job("cut"))
+    assert [(r.best, r.best_epoch, r.steps) for r in results] == [
+        (r.best, r.best_epoch, r.steps) for r in expected
+    ]
+    for name in ("head", "top", "all"):
+        whole, cut = (
+            (tmp_path / folder / "checkpoints" / name / "best.safetensors").read_bytes()
+            for folder in ("whole", "cut")
+        )
+        assert whole == cut, name
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(job, tmp_path, caplog):
+    expected = train_stages(job("whole"))
+    train_stages(job("broken"))
+    place = tmp_path / "broken" / "checkpoints" / "all"
+    (place / "done.json").unlink()
+    last = place / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert resume_point(place) == place / "previous.ckpt"
+    assert "last.ckpt is damaged" in caplog.text
+    results = train_stages(job("broken"))
+    assert results[-1].best == expected[-1].best
+    assert (place / "best.safetensors").read_bytes() == (
+        tmp_path / "whole/checkpoints/all/best.safetensors"
+    ).read_bytes()
+
+
+def test_what_would_change_the_result_is_refused(tmp_path, capsys):
+    with pytest.raises(UserError, match="is no run's folder"):
+        resumed([f"resume={tmp_path}"])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra/config.yaml").write_text("seed: 3\ndata: {num_workers: null}\n")
+    with pytest.raises(UserError, match="change its result: optimizer.lr, seed"):
+        resumed([f"resume={tmp_path}", "seed=4", "optimizer.lr=1", "data.num_workers=2"])
+    raw, folder = resumed([f"resume={tmp_path}", "data.num_workers=2"])
+    assert (raw, folder) == ({"seed": 3, "data": {"num_workers": 2}}, tmp_path)
+
+
+def test_two_processes_cannot_train_one_run(tmp_path):
+    with (
+        hold(tmp_path),
+        pytest.raises(UserError, match="another process is training"),
+        hold(tmp_path),
+    ):
+        pass
