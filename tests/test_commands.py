@@ -64,8 +64,8 @@ def test_train_leaves_the_whole_run(finished, image_folder):
     assert {
         ".hydra/config.yaml", "manifest.csv", "metrics.json", "train.log",
         "predictions/val.csv", "predictions/test.csv", "model/model.json",
-        "model/model.safetensors", "checkpoints/head/best.safetensors",
-        "checkpoints/head/last.ckpt", "checkpoints/top/best.safetensors",
+        "model/model.safetensors", "checkpoints/head/weights.safetensors",
+        "checkpoints/head/last.ckpt", "checkpoints/top/weights.safetensors",
     } <= names  # fmt: skip
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth"))]
 
@@ -111,6 +111,8 @@ def test_tensorboard_has_one_step_axis_over_the_stages(finished):
     } <= tags
     steps = [event.step for event in events.Scalars("val/loss")]
     assert steps == [4, 8, 12, 16]  # 14 images in batches of 4, two epochs a stage
+    assert events.Tags()["tensors"] == ["stage/text_summary"]
+    assert [event.step for event in events.Tensors("stage/text_summary")] == [0, 8]
     first_rate = events.Scalars("lr/conv5")[0].step
     assert first_rate > 8
 

@@ -45,7 +45,7 @@ def test_every_torchvision_network_is_a_choice():
 
 def test_a_stage_scales_the_rate_or_sets_its_own():
     head, top = config("optimizer.lr=0.01").stages
-    assert (head.optimizer.lr, top.optimizer.lr) == (0.01, 0.001)
+    assert (head.optimizer.lr, top.optimizer.lr) == (0.01, 0.01 * 0.05)
     assert config("optimizer.lr=0.01", "stage.top.lr=1e-5").stages[1].optimizer.lr == 1e-5
 
 

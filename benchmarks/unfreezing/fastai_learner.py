@@ -20,9 +20,8 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import params
 from fastcore.basics import noop
 from fastcore.foundation import L
-from torch import nn
-
 from tiny import loader, mode_gap, moved, network, state
+from torch import nn
 
 RATE = 0.02
 
@@ -57,7 +56,7 @@ def learning(learn):
 
 def frozen_layers():
     ways = {
-        "Learner": lambda: {},
+        "Learner": dict,
         "Learner(train_bn=False)": lambda: {"train_bn": False},
         "Learner(train_bn=False, cbs=BnFreeze())": lambda: {"train_bn": False, "cbs": BnFreeze()},
     }

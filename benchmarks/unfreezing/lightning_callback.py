@@ -15,10 +15,9 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, ModelCheckpoint
+from tiny import STEPS, loader, mode_gap, moved, network, state
 from torch import nn
 from torch.optim import lr_scheduler
-
-from tiny import STEPS, loader, mode_gap, moved, network, state
 
 SCHEDULERS = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
@@ -186,8 +185,11 @@ def two_processes(folder):
     weights = {name for name, _ in Net().named_parameters()}
     for epoch, when in ((0, "before"), (2, "two epochs after")):
         first, second = (torch.load(folder / f"{epoch}-{rank}.pt") for rank in (0, 1))
-        apart = moved({n: first[n] for n in weights}, second)
-        print(f"6 two processes, {when} the unfreeze: their weights differ by {apart:.3g}")
+        print(
+            f"6 two processes, {when} the unfreeze: their weights differ by "
+            f"{moved({n: first[n] for n in weights}, second):.3g}, BatchNorm's statistics by "
+            f"{moved(first, second, 'running'):.3g}"
+        )
 
 
 def head_carries_over():

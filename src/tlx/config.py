@@ -77,6 +77,7 @@ class StageSpec:
     batchnorm: BatchNorm
     batchnorm_learning: BatchNorm
     batchnorm_momentum: float | None
+    hand_over: Literal["best", "last"]
     patience: int | None
     optimizer: OptimizerSpec
     find_lr: bool  # before the stage; the optimizer's rate is for where none is found
@@ -96,6 +97,7 @@ class TrainerSpec:
     sync_batchnorm: bool
     accumulate: int
     clip: float | None
+    checkpoint_steps: int | None
     limit_epochs: int | None
     limit_train: int | None
     limit_eval: int | None
@@ -128,8 +130,8 @@ class Config:
 
 POSITIVE = {
     "data.batch_size", "data.image_size", "trainer.accumulate", "trainer.clip", "trainer.num_nodes",
-    "trainer.devices", "trainer.limit_epochs", "trainer.limit_train", "trainer.limit_eval",
-    "cache.views", "cache.max_gb",
+    "trainer.devices", "trainer.checkpoint_steps", "trainer.limit_epochs", "trainer.limit_train",
+    "trainer.limit_eval", "cache.views", "cache.max_gb",
 }  # fmt: skip
 
 

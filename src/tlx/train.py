@@ -50,7 +50,8 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
 
     check(config)
     from tlx.training.checkpoints import Interrupted
-    from tlx.training.run import hold, prepare, train_stages
+    from tlx.training.job import hold, prepare
+    from tlx.training.run import train_stages
 
     with hold(folder):
         job = prepare(config, folder)

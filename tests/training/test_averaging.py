@@ -81,7 +81,7 @@ def test_val_and_the_best_weights_are_the_average(image_folder, tmp_path, steps,
     assert top.steps == len(averages) == 3 * {1: 3, 2: 2}[accumulate]
     for epoch in range(3):
         torch.testing.assert_close(steps["evaluated"][epoch], averages[an_epoch * (epoch + 1) - 1])
-    best = load_file(tmp_path / "checkpoints/top/best.safetensors")
+    best = load_file(tmp_path / "checkpoints/top/weights.safetensors")
     torch.testing.assert_close(best, averages[an_epoch * top.best_epoch - 1])
     handed_on = dict(run.model.classifier.state_dict())
     assert all(torch.equal(handed_on[name], tensor) for name, tensor in best.items())
@@ -119,7 +119,7 @@ def test_a_resumed_average_is_the_same(image_folder, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train_stages(job(image_folder, parts, *settings))
     train_stages(job(image_folder, parts, *settings))
-    a, b = (load_file(p / "checkpoints/top/best.safetensors") for p in (whole, parts))
+    a, b = (load_file(p / "checkpoints/top/weights.safetensors") for p in (whole, parts))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     a, b = (

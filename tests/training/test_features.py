@@ -11,8 +11,10 @@ from tlx.config import compose, parse
 from tlx.errors import UserError
 from tlx.training import features as cache
 from tlx.training.features import FeatureStore, Source, fingerprint, pictures_of
+from tlx.training.inputs import image_data
+from tlx.training.job import prepare
 from tlx.training.module import StageModule
-from tlx.training.run import _image_data, prepare, train_stages
+from tlx.training.run import train_stages
 
 LIGHT = ["augment=light", "cache.views=2"]
 
@@ -38,7 +40,7 @@ def open_store():
 
 
 def source(run):
-    data = _image_data(run)
+    data = image_data(run)
     return data, Source(
         run.model.classifier, run.model.preprocess, data.augment, run.config.seed,
         device=torch.device("cpu"), bf16=False, batch_size=4,

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from test_module import job
 from tlx.training import lr_finder
+from tlx.training.inputs import image_data
 from tlx.training.lr_finder import Sweep, choose, find_rate, plot, smooth, sweep
 from tlx.training.module import StageModule
-from tlx.training.run import _image_data, train_stages
+from tlx.training.run import train_stages
 from tlx.training.unfreezing import apply_stage
 
 FIND = (
@@ -76,7 +77,7 @@ def test_the_sweep_leaves_everything_as_it_was(image_folder, tmp_path):
     before, others = states(classifier)
 
     found = sweep(
-        module, _image_data(run), device=torch.device("cpu"), bf16=False, clip=1.0, limit=2
+        module, image_data(run), device=torch.device("cpu"), bf16=False, clip=1.0, limit=2
     )
     assert 10 <= len(found.losses) == len(found.rates) <= 20
     assert found.rates[0] == 1e-6
@@ -95,12 +96,12 @@ def test_a_sweep_equals_a_plain_loop(image_folder, tmp_path):
     apply_stage(run.model.classifier, stage)
     module = StageModule(run.model.classifier, run.model.preprocess, stage, seed=0)
     found = sweep(
-        module, _image_data(run), device=torch.device("cpu"), bf16=False, clip=None, limit=None
+        module, image_data(run), device=torch.device("cpu"), bf16=False, clip=None, limit=None
     )
     apply_stage(run.model.classifier, stage)
     head = run.model.classifier.head
     optimizer = torch.optim.SGD(head.parameters(), lr=1, momentum=0.9)
-    losses, data = [], _image_data(run)
+    losses, data = [], image_data(run)
     loader = data.train_dataloader()
     for step, rate in enumerate(found.rates[:12]):
         if step % len(loader) == 0:
@@ -145,7 +146,7 @@ def test_a_stage_trains_at_the_rate_found_and_a_resumed_one_at_the_same(
     other.mkdir()
     given = f"stage.top.lr={found['lr']!r}"
     train_stages(job(image_folder, other, *FIND, given, "scheduler=constant"))
-    one, two = (load_file(p / "checkpoints/top/best.safetensors") for p in (tmp_path, other))
+    one, two = (load_file(p / "checkpoints/top/weights.safetensors") for p in (tmp_path, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

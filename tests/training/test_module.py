@@ -9,8 +9,9 @@ from torchvision.transforms.v2.functional import normalize
 
 from tlx.config import compose, parse
 from tlx.data.datamodule import EpochSampler, ImageDataset
+from tlx.training.job import prepare
 from tlx.training.module import StageModule
-from tlx.training.run import prepare, train_stages
+from tlx.training.run import train_stages
 
 
 def job(image_folder, tmp_path, *overrides):

@@ -264,7 +264,7 @@ def test_what_has_a_gradient_moves_and_nothing_else(
             if not torch.equal(last[f"classifier.{name}"], tensor)
         }  # fmt: skip
         assert moved == driven[trained.name]
-        start = load_file(place / "best.safetensors")
+        start = load_file(place / "weights.safetensors")
         start = {name: start[name] for name, _ in classifier.named_parameters()}
 
 
@@ -278,7 +278,7 @@ def test_a_schedule_counts_the_stages_own_steps(
     """14 training images, 3 a batch: 4 batches and one of two images, for 2 epochs a stage."""
     run = job(
         image_folder, tmp_path, *TINY, "data.batch_size=3", "stage=finetune", "scheduler=one_cycle",
-        "scheduler.final=0.5", setting,
+        "scheduler.final=0.5", "stage.top.lr_scale=0.1", setting,
     )  # fmt: skip
     used = {}
 

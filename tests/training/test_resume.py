@@ -10,12 +10,14 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tlx import train
 from tlx.config import compose, parse, resumed
 from tlx.errors import UserError
 from tlx.training.checkpoints import Checkpoints, Interrupted, resume_point
-from tlx.training.run import hold, prepare, train_stages
+from tlx.training.job import hold, prepare
+from tlx.training.run import train_stages
 
 THREE_STAGES = [
     "stage=finetune", "+stage.all={train_from: all, epochs: 2, lr: 1e-3}", "stage.head.epochs=2",
@@ -124,10 +126,23 @@ def test_a_signal_in_the_middle_of_an_epoch_resumes_exactly(job, tmp_path, monke
     ]
     for name in ("head", "top", "all"):
         whole, cut = (
-            (tmp_path / folder / "checkpoints" / name / "best.safetensors").read_bytes()
+            (tmp_path / folder / "checkpoints" / name / "weights.safetensors").read_bytes()
             for folder in ("whole", "cut")
         )
         assert whole == cut, name
+
+
+def test_checkpoints_within_an_epoch_and_the_last_weights_by_option(job, tmp_path):
+    """`checkpoint_steps` leaves every third step's state; `hand_over=last` the last epoch's."""
+    run = job("often", "trainer.checkpoint_steps=3", "stage.head.hand_over=last",
+              "stage.head.lr=0.5")  # fmt: skip
+    train_stages(run)
+    place = tmp_path / "often/checkpoints/head"
+    before = torch.load(place / "previous.ckpt", weights_only=True)
+    assert before["global_step"] == 6  # of 8; step 8 ends the second epoch
+    last = torch.load(place / "last.ckpt", weights_only=True)["state_dict"]
+    for key, value in load_file(place / "weights.safetensors").items():
+        assert torch.equal(value, last[f"classifier.{key}"])
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(job, tmp_path, caplog):
@@ -141,8 +156,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(job, tmp_path, caplog
     assert "last.ckpt is damaged" in caplog.text
     results = train_stages(job("broken"))
     assert results[-1].best == expected[-1].best
-    assert (place / "best.safetensors").read_bytes() == (
-        tmp_path / "whole/checkpoints/all/best.safetensors"
+    assert (place / "weights.safetensors").read_bytes() == (
+        tmp_path / "whole/checkpoints/all/weights.safetensors"
     ).read_bytes()
 
 

@@ -10,9 +10,10 @@ from torchvision.ops import StochasticDepth
 from tlx.config import compose, parse
 from tlx.errors import UserError
 from tlx.models.folder import Architecture, build_classifier
+from tlx.training.job import prepare
 from tlx.training.module import StageModule
 from tlx.training.plan import check, meta_classifier
-from tlx.training.run import prepare, train_stages
+from tlx.training.run import train_stages
 from tlx.training.unfreezing import (
     StagedUnfreezing,
     apply_stage,

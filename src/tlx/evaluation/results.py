@@ -16,7 +16,8 @@ from tlx.evaluation.predictions import Compute, Predictions, predict
 from tlx.files import write_json
 from tlx.models.folder import SavedModel, save_model
 from tlx.training.devices import choose_device
-from tlx.training.run import Job, StageResult
+from tlx.training.job import Job
+from tlx.training.run import StageResult
 
 
 def evaluate_samples(

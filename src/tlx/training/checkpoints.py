@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from tlx.config import StageSpec
 from tlx.files import replace_atomically
 from tlx.models.classifier import Classifier
 from tlx.models.folder import save_weights
@@ -31,27 +32,32 @@ class Interrupted(Exception):  # noqa: N818  # not an error
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every epoch and `best.safetensors` whenever val improved.
+    """Writes `last.ckpt` every epoch and `weights.safetensors`, what the stage hands over.
 
-    Ends the stage when val has not improved for `patience` epochs, and, with `interrupted_by`
-    set (a signal's number), after the running step: state on disk, `Interrupted` raised.
+    Those are the weights of the best epoch on val, or of the last one. The stage ends when val
+    has not improved for `patience` epochs; on a signal it stops after the running step, with its
+    state on disk, and `Interrupted` is raised.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # four by name
         self,
         folder: Path,
         classifier: Classifier,
         *,
         monitor: str,
-        patience: int | None,
+        stage: StageSpec,
+        every: int | None,
         average: WeightAverage | None = None,
     ) -> None:
+        """`every`: steps after which `last.ckpt` is written within an epoch, too."""
         super().__init__()
         self.folder = folder
         self.classifier = classifier
         self.monitor = f"val/{monitor}"
         self.sign = -1.0 if monitor == "loss" else 1.0
-        self.patience = patience
+        self.patience = stage.patience
+        self.hand_over = stage.hand_over
+        self.every = every
         self.average = average  # what val saw in place of the classifier's weights
         self.best: tuple[float, float] | None = None  # the score and, between equals, minus loss
         self.best_epoch = 0  # counted from 1
@@ -79,8 +85,10 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # the epoch's end, after val, is next: Lightning resumes from there
-        if self._is_interrupted(trainer):
+        interrupted = self._is_interrupted(trainer)
+        if interrupted or (self.every is not None and trainer.global_step % self.every == 0):
             self.save_last(trainer)
+        if interrupted:
             raise Interrupted(self.interrupted_by or signal.SIGTERM)
 
     def _stop_soon(self, number: int, frame: Any) -> None:
@@ -100,11 +108,12 @@ class Checkpoints(Checkpoint):
         epoch = trainer.current_epoch + 1
         metrics = trainer.callback_metrics
         score = self.sign * float(metrics[self.monitor]), -float(metrics["val/loss"])
-        if self.best is None or score > self.best:
+        improved = self.best is None or score > self.best
+        if improved:
             self.best, self.best_epoch = score, epoch
-            if trainer.is_global_zero:
-                with self.average.applied() if self.average else nullcontext():
-                    save_weights(self.folder / "best.safetensors", self.classifier)
+        if trainer.is_global_zero and (improved or self.hand_over == "last"):
+            with self.average.applied() if self.average else nullcontext():
+                save_weights(self.folder / "weights.safetensors", self.classifier)
         self._stop_if_patience_is_over(trainer, epoch)
         self.save_last(trainer)
         if self._is_interrupted(trainer):

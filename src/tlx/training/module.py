@@ -107,8 +107,7 @@ class StageModule(LightningModule):
         batches: int = trainer.datamodule.batches_per_epoch()
         if isinstance(trainer.limit_train_batches, int):
             batches = min(batches, trainer.limit_train_batches)
-        epochs: int = trainer.max_epochs
-        return epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        return int(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.stage, self.classifier)

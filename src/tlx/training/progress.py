@@ -17,10 +17,21 @@ log = logging.getLogger(__name__)
 class Scalars(Callback):
     """Loss, accuracy and one rate per layer group, on a step axis that runs on across stages."""
 
-    def __init__(self, folder: Path, *, first_step: int, every: int = 10) -> None:
-        self.writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, stage: StageSpec, *, first_step: int, every: int = 10) -> None:
+        self.folder = folder
+        self.stage = stage
         self.first_step = first_step
         self.every = every
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the stage's beginning; what an interrupted process wrote beyond it is purged."""
+        step = self.first_step + trainer.global_step
+        self.writer = SummaryWriter(str(self.folder), purge_step=step)
+        trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        start = self.stage.train_from
+        note = f"**{self.stage.name}** learns from `{start}` on: {trainable:,} parameters"
+        self.writer.add_text("stage", note, step)
+        self.writer.add_scalar("stage/trainable_parameters", trainable, step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
@@ -38,7 +49,8 @@ class Scalars(Callback):
         self.writer.flush()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.writer.close()
+        if hasattr(self, "writer"):
+            self.writer.close()
 
     def _rates(self, trainer: Trainer, step: int) -> None:
         for name, rate in layer_group_rates(trainer.optimizers[0]).items():

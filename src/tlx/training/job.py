@@ -1,0 +1,81 @@
+"""What the stages of a run share: made once, before the first of them."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from tlx.config import Config
+from tlx.data.manifest import Manifest
+from tlx.files import locked
+from tlx.models.folder import Architecture, SavedModel, build_classifier
+from tlx.models.weights import resolve_weights
+from tlx.training.devices import choose_precision
+from tlx.training.drift import Statistics, statistics
+from tlx.training.l2_sp import pretrained_weights
+from tlx.training.plan import architecture, preprocessing, read_manifest
+from tlx.training.unfreezing import plain_stages
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the stages share, and what evaluation needs of them."""
+
+    config: Config
+    folder: Path
+    manifest: Manifest
+    model: SavedModel
+    architecture: Architecture
+    precision: str
+    statistics: Statistics  # BatchNorm's, before the first stage
+    pretrained: Mapping[str, Tensor]  # what L2-SP holds the backbone to; empty without it
+
+    @property
+    def is_first_process(self) -> bool:
+        return is_first_process()
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep the run's folder to this process (and the ones it starts) until the run is over."""
+    if not is_first_process():
+        yield
+        return
+    with locked(folder / ".lock", f"another process is training the run in {folder}."):
+        yield
+
+
+def is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def prepare(config: Config, folder: Path) -> Job:
+    """Weights, images and the network with its new head; `folder` gets the manifest."""
+    if not is_first_process():
+        logging.getLogger("tlx").setLevel(logging.WARNING)
+    weights = resolve_weights(config.backbone.name, config.backbone.weights)
+    manifest = read_manifest(config)
+    preprocess = preprocessing(config, weights.enum if weights else None)
+    design = architecture(config, len(manifest.classes), preprocess)
+    torch.manual_seed(config.seed)
+    classifier = build_classifier(design, weights.state_dict if weights else None)
+    config = replace(config, stages=plain_stages(classifier, config.stages))
+    if classifier.backbone.is_convolutional:
+        classifier.to(memory_format=torch.channels_last)
+    model = SavedModel(classifier, preprocess, manifest.classes)
+    is_held = any(stage.l2_sp is not None for stage in config.stages)
+    pretrained = pretrained_weights(classifier) if is_held else {}
+    precision = choose_precision(config.trainer)
+    job = Job(
+        config, folder, manifest, model, design, precision, statistics(classifier), pretrained
+    )
+    if job.is_first_process:
+        manifest.write(folder / "manifest.csv")
+    return job
