@@ -13,10 +13,10 @@ demo: .venv/.demo  ## train a defect detector for solar cells: VGG16, 2,624 phot
 	$(BIN)/python -m tlx.train
 
 test: .venv/.dev  ## the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: .venv/.dev  ## the slow tests and those that need pretrained weights
-	$(BIN)/python -m pytest -m "slow or pretrained"
+	$(BIN)/python -m pytest -n auto -m "slow or pretrained"
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check

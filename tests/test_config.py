@@ -1,5 +1,6 @@
 """Every choice composes into typed settings; every mistake is named with its mend."""
 
+import re
 import subprocess
 import sys
 
@@ -92,6 +93,12 @@ def test_a_typo_in_an_experiment_file_raises():
     raw["trainer"]["presicion"] = "32"
     with pytest.raises(UserError, match=r"trainer.presicion'. Did you mean trainer.precision"):
         parse(raw)
+
+
+def test_the_help_names_every_choice():
+    text = (conf_dir() / "train.yaml").read_text()
+    choices = text.split("Choices (GROUP=NAME):")[1].split("Settings often changed")[0]
+    assert {choice.split("/")[1] for choice in CHOICES} <= set(re.findall(r"\w+", choices))
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["optimizer=adamm"], 2)])

@@ -1,11 +1,12 @@
 """What fastai's Learner does before, at and after an unfreeze, on tiny random data.
 
     pip install fastai==2.8.12
-    python benchmarks/unfreezing/fastai_learner.py
+    python benchmarks/unfreezing/fastai_learner.py [1 … 7]
 
-Each line is one measured fact; docs/unfreezing.md has them side by side with other tools'.
+Each line is one measured fact and begins with its line in the table of docs/unfreezing.md.
 """
 
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -117,35 +118,38 @@ def schedulers():
         print(f"4 {way}, unfreeze, {way}: runs")
 
 
-def resume(folder):
-    for kind, dropout in (("no randomness", 0.0), ("dropout and shuffling", 0.5)):
+def resume():
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, dropout in (("no randomness", 0.0), ("dropout and shuffling", 0.5)):
+            _resume(Path(folder), kind, {"dropout": dropout, "shuffle": dropout > 0})
 
-        def begin(dropout=dropout, **settings):
-            return learner(folder, dropout=dropout, shuffle=dropout > 0, **settings)
 
-        def go_on(learn, start_epoch, cbs=None):
-            rates = slice(RATE / 100, RATE)
-            learn.fit_one_cycle(3, rates, cbs=cbs, start_epoch=start_epoch)
+def _resume(folder, kind, settings):
+    def unfrozen_epochs(learn, start_epoch, cbs=None):
+        learn.fit_one_cycle(3, slice(RATE / 100, RATE), cbs=cbs, start_epoch=start_epoch)
 
-        learn = begin()
-        learn.fit_one_cycle(1, slice(RATE))
-        learn.unfreeze()
-        go_on(learn, 0, SaveModelCallback(every_epoch=True, with_opt=True, monitor="valid_loss"))
-        whole = state(learn.model)
-        for unfreezes in (False, True):
-            learn = begin(train_bn=False)
-            if unfreezes:
-                learn.unfreeze()
-            learn.load("model_0")
-            learns = learning(learn)
-            go_on(learn, 1)
-            print(
-                "5 unfrozen after epoch 1 of 4, a new Learner"
-                f"{', unfrozen by hand,' if unfreezes else ''} loads epoch 2, {kind}: "
-                f"{len(learns)} of {len(list(learn.model.parameters()))} tensors have "
-                f"requires_grad; the end is {moved(whole, state(learn.model)):.3g} from the "
-                "whole run's"
-            )
+    learn = learner(folder, train_bn=False, **settings)
+    learn.fit_one_cycle(1, slice(RATE))
+    learn.unfreeze()
+    unfrozen_epochs(learn, 0, SaveModelCallback(every_epoch=True, with_opt=True))
+    whole = state(learn.model)
+    for unfreezes in (False, True):
+        learn = learner(folder, train_bn=False, **settings)
+        if unfreezes:
+            learn.unfreeze()
+        learn.load("model_0")
+        learns = learning(learn)
+        unfrozen_epochs(learn, 1)
+        print(
+            "5 unfrozen after epoch 1 of 4, a new Learner"
+            f"{', unfrozen by hand,' if unfreezes else ''} loads epoch 2, {kind}: "
+            f"{len(learns)} of {len(list(learn.model.parameters()))} tensors have requires_grad; "
+            f"the end is {moved(whole, state(learn.model)):.3g} from the whole run's"
+        )
+
+
+def two_processes():
+    print("6 two processes: not run here")
 
 
 def head_carries_over():
@@ -158,14 +162,14 @@ def head_carries_over():
           f"by {moved(alone, state(learn.model[1])):.3g} at it")  # fmt: skip
 
 
+SITUATIONS = {
+    "1": frozen_layers, "2": frozen_layers, "3": unfrozen_layers, "4": schedulers, "5": resume,
+    "6": two_processes, "7": head_carries_over,
+}  # fmt: skip
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(f"fastai {fastai.__version__}, torch {torch.__version__}")
-    frozen_layers()
-    unfrozen_layers()
-    schedulers()
-    with tempfile.TemporaryDirectory() as temporary:
-        resume(Path(temporary))
-    print("6 two processes: not run")
-    head_carries_over()
+    for run in dict.fromkeys(SITUATIONS[number] for number in sys.argv[1:] or SITUATIONS):
+        run()

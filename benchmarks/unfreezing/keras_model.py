@@ -1,13 +1,15 @@
 """What Keras does before, at and after an unfreeze, on tiny random data.
 
     pip install keras==3.15.1 tensorflow-cpu==2.21.0
-    python benchmarks/unfreezing/keras_model.py
+    python benchmarks/unfreezing/keras_model.py [1 … 7]
 
-Each line is one measured fact; docs/unfreezing.md has them side by side with other tools'.
+Each line is one measured fact and begins with its line in the table of docs/unfreezing.md.
 """
 
 import logging
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import keras
@@ -157,38 +159,41 @@ class Crash(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def resume(folder):
-    for kind, dropout in (("no randomness", 0.0), ("dropout and shuffling", 0.5)):
-        settings = {"epochs": 3, "shuffle": dropout > 0}
+def resume():
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, dropout in (("no randomness", 0.0), ("dropout and shuffling", 0.5)):
+            _resume(Path(folder), kind, dropout)
+
+
+def _resume(folder, kind, dropout):
+    settings = {"epochs": 3, "shuffle": dropout > 0}
+    model = build(dropout=dropout)
+    fit(model)
+    model.save_weights(folder / "head.weights.h5")
+    unfreeze(model)
+    fit(model, **settings, callbacks=[keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras")])
+    whole = state(model)
+
+    loaded = keras.models.load_model(folder / "1.keras")
+    fit(loaded, **settings, compiles=False, initial_epoch=1)
+    report(f"load_model, {kind}", loaded, whole)
+
+    for unfreezes in (True, False):
+        backup = folder / f"backup-{dropout}-{unfreezes}"
         model = build(dropout=dropout)
-        fit(model)
-        model.save_weights(folder / "head.weights.h5")
+        model.load_weights(folder / "head.weights.h5")
         unfreeze(model)
-        fit(
-            model, **settings, callbacks=[keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras")]
-        )
-        whole = state(model)
-
-        loaded = keras.models.load_model(folder / "1.keras")
-        fit(loaded, **settings, compiles=False, initial_epoch=1)
-        report(f"load_model, {kind}", loaded, whole)
-
-        for unfreezes in (True, False):
-            backup = folder / f"backup-{dropout}-{unfreezes}"
-            model = build(dropout=dropout)
-            model.load_weights(folder / "head.weights.h5")
-            unfreeze(model)
-            try:
-                callbacks = [keras.callbacks.BackupAndRestore(backup), Crash()]
-                fit(model, **settings, callbacks=callbacks)
-            except KeyboardInterrupt:
-                pass
-            again = build(dropout=dropout)
-            if unfreezes:
-                unfreeze(again)
-            fit(again, **settings, callbacks=[keras.callbacks.BackupAndRestore(backup)])
-            way = "unfrozen by hand" if unfreezes else "not unfrozen by hand"
-            report(f"BackupAndRestore, {way}, {kind}", again, whole)
+        try:
+            callbacks = [keras.callbacks.BackupAndRestore(backup), Crash()]
+            fit(model, **settings, callbacks=callbacks)
+        except KeyboardInterrupt:
+            pass
+        again = build(dropout=dropout)
+        if unfreezes:
+            unfreeze(again)
+        fit(again, **settings, callbacks=[keras.callbacks.BackupAndRestore(backup)])
+        way = "unfrozen by hand" if unfreezes else "not unfrozen by hand"
+        report(f"BackupAndRestore, {way}, {kind}", again, whole)
 
 
 def report(way, model, whole):
@@ -198,6 +203,10 @@ def report(way, model, whole):
         f"{len(model.trainable_weights)} of 10 tensors are trainable; the end is "
         f"{max(abs(a - b).max() for a, b in pairs):.3g} from the whole run's"
     )
+
+
+def two_processes():
+    print("6 two processes: not run here")
 
 
 def head_carries_over():
@@ -213,15 +222,16 @@ def head_carries_over():
     )
 
 
+SITUATIONS = {
+    "1": frozen_layers, "2": frozen_layers, "3": unfrozen_layers, "4": schedules, "5": resume,
+    "6": two_processes, "7": head_carries_over,
+}  # fmt: skip
+
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     print(f"keras {keras.__version__}, {keras.backend.backend()} {tf.__version__}")
-    frozen_layers()
-    unfrozen_layers()
-    schedules()
-    with tempfile.TemporaryDirectory() as temporary:
-        resume(Path(temporary))
-    print("6 two processes: not run")
-    head_carries_over()
+    for run in dict.fromkeys(SITUATIONS[number] for number in sys.argv[1:] or SITUATIONS):
+        run()

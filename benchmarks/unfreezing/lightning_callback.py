@@ -1,12 +1,13 @@
 """What Lightning's finetuning callbacks do before, at and after an unfreeze, on tiny random data.
 
     pip install lightning==2.6.6
-    python benchmarks/unfreezing/lightning_callback.py
+    python benchmarks/unfreezing/lightning_callback.py [1 … 7]
 
-Each line is one measured fact; docs/unfreezing.md has them side by side with other tools'.
+Each line is one measured fact and begins with its line in the table of docs/unfreezing.md.
 """
 
 import logging
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -162,34 +163,38 @@ def schedulers():
             print(f"4 {name} over the unfreeze: {type(error).__name__}: {error}".splitlines()[0])
 
 
-def resume(folder):
-    for kind, dropout in (("no randomness", 0.0), ("dropout and shuffling", 0.5)):
-        shuffle = dropout > 0
-        net = Net(dropout=dropout)
-        each = ModelCheckpoint(folder, filename=f"{dropout}-{{epoch}}", save_top_k=-1)
-        fit(net, [BackboneFinetuning(1), each], 4, shuffle=shuffle)
-        whole = state(net)
-        for done in (1, 2):
-            net, watch = Net(dropout=dropout), Watch()
-            checkpoint = folder / f"{dropout}-epoch={done - 1}.ckpt"
-            fit(net, [BackboneFinetuning(1), watch], 4, shuffle=shuffle, ckpt_path=checkpoint)
-            print(
-                f"5 unfrozen after epoch 1 of 4, resumed after epoch {done}, {kind}: "
-                f"{len(watch.learning[done])} of {len(list(net.parameters()))} tensors have "
-                f"requires_grad; the end is {moved(whole, state(net)):.3g} from the whole run's"
-            )
+def resume():
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, dropout in (("no randomness", 0.0), ("dropout and shuffling", 0.5)):
+            _resume(Path(folder), kind, dropout)
 
 
-def two_processes(folder):
-    fit(Net(), [BackboneFinetuning(1), Watch(folder)], 3, devices=2, strategy="ddp_spawn")
-    weights = {name for name, _ in Net().named_parameters()}
-    for epoch, when in ((0, "before"), (2, "two epochs after")):
-        first, second = (torch.load(folder / f"{epoch}-{rank}.pt") for rank in (0, 1))
+def _resume(folder, kind, dropout):
+    shuffle = dropout > 0
+    net = Net(dropout=dropout)
+    each = ModelCheckpoint(folder, filename=f"{dropout}-{{epoch}}", save_top_k=-1)
+    fit(net, [BackboneFinetuning(1), each], 4, shuffle=shuffle)
+    whole = state(net)
+    for done in (1, 2):
+        net, watch = Net(dropout=dropout), Watch()
+        checkpoint = folder / f"{dropout}-epoch={done - 1}.ckpt"
+        fit(net, [BackboneFinetuning(1), watch], 4, shuffle=shuffle, ckpt_path=checkpoint)
         print(
-            f"6 two processes, {when} the unfreeze: their weights differ by "
-            f"{moved({n: first[n] for n in weights}, second):.3g}, BatchNorm's statistics by "
-            f"{moved(first, second, 'running'):.3g}"
+            f"5 unfrozen after epoch 1 of 4, resumed after epoch {done}, {kind}: "
+            f"{len(watch.learning[done])} of {len(list(net.parameters()))} tensors have "
+            f"requires_grad; the end is {moved(whole, state(net)):.3g} from the whole run's"
         )
+
+
+def two_processes():
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        fit(Net(), [BackboneFinetuning(1), Watch(folder)], 3, devices=2, strategy="ddp_spawn")
+        weights = [name for name, _ in Net().named_parameters()]
+        for epoch, when in ((0, "before"), (2, "two epochs after")):
+            first, second = (torch.load(folder / f"{epoch}-{rank}.pt") for rank in (0, 1))
+            apart = moved({name: first[name] for name in weights}, second)
+            print(f"6 two processes, {when} the unfreeze: their weights differ by {apart:.3g}")
 
 
 def head_carries_over():
@@ -210,13 +215,13 @@ def quieten():
     torch.set_num_threads(1)
 
 
+SITUATIONS = {
+    "1": frozen_layers, "2": frozen_layers, "3": unfrozen_layers, "4": schedulers, "5": resume,
+    "6": two_processes, "7": head_carries_over,
+}  # fmt: skip
+
 quieten()  # the processes that Lightning starts, too
 if __name__ == "__main__":
     print(f"lightning {lightning.__version__}, torch {torch.__version__}")
-    frozen_layers()
-    unfrozen_layers()
-    schedulers()
-    with tempfile.TemporaryDirectory() as temporary:
-        resume(Path(temporary))
-        two_processes(Path(temporary))
-    head_carries_over()
+    for run in dict.fromkeys(SITUATIONS[number] for number in sys.argv[1:] or SITUATIONS):
+        run()

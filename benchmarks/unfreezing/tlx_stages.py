@@ -1,9 +1,9 @@
 """What tlx's stages do before, at and after an unfreeze, on tiny random images.
 
     pip install .
-    python benchmarks/unfreezing/tlx_stages.py
+    python benchmarks/unfreezing/tlx_stages.py [1 … 7]
 
-Each line is one measured fact; docs/unfreezing.md has them side by side with other tools'.
+Each line is one measured fact and begins with its line in the table of docs/unfreezing.md.
 """
 
 import json
@@ -101,15 +101,13 @@ def frozen_layers(folder, images):
         )
         print(f"2 frozen, batchnorm={policy}: train and eval output differ by "
               f"{seen['head']['gap']:.3g}, with stochastic depth in the backbone")  # fmt: skip
-
-
-def frozen_again(folder, images):
     seen, _ = train(
         folder / "again", images, *TWO_STAGES, "+stage.again={train_from: head, epochs: 1}",
         "allow_refreeze=true", "optimizer=adamw",
     )  # fmt: skip
     start, end = seen["again"]["start"], seen["again"]["end"]
-    print(f"1 frozen again after an unfreeze: weights moved by {moved(start, end, 'backbone')}")
+    apart = moved(start, end, "backbone")
+    print(f"1 frozen again after an unfreeze: weights and statistics moved by {apart:.3g}")
 
 
 def unfrozen_layers(folder, images):
@@ -121,13 +119,14 @@ def unfrozen_layers(folder, images):
     changed = {n for n in names if not torch.equal(top["start"][n], top["end"][n])}
     print(
         f"3 after the unfreeze from stage4 on, a rate for each block: "
-        f"{len(top['learning'])} of {len(names)} tensors have requires_grad, intended {len(intended)}, the same: {top['learning'] == intended}; "
+        f"{len(top['learning'])} of {len(names)} tensors have requires_grad, intended "
+        f"{len(intended)}, the same: {top['learning'] == intended}; "
         f"of these did not move: {len(intended - changed)}; of the others moved: "
         f"{len(changed - intended)}"
     )
     head = {n: t for n, t in seen["head"]["start"].items() if n.startswith("head.")}
     alone = {n: seen["head"]["end"][n] for n in head}
-    return (
+    print(
         f"7 the head moved by {moved(head, alone):.3g} before the unfreeze, "
         f"by {moved(alone, top['start']):.3g} at it"
     )
@@ -174,12 +173,14 @@ def two_processes(folder, images):
     for stage, when in (("head", "before"), ("top", "three epochs after")):
         first, second = (torch.load(place / f"{stage}-{rank}.pt") for rank in (0, 1))
         weights = {name: t for name, t in first.items() if "running" not in name}
-        print(
-            f"6 two processes, {when} the unfreeze: their weights differ by "
-            f"{moved(weights, second):.3g}, BatchNorm's statistics by "
-            f"{moved(first, second, 'running'):.3g}"
-        )
+        print(f"6 two processes, {when} the unfreeze: their weights differ by "
+              f"{moved(weights, second):.3g}")  # fmt: skip
 
+
+SITUATIONS = {
+    "1": frozen_layers, "2": frozen_layers, "3": unfrozen_layers, "4": schedulers, "5": resume,
+    "6": two_processes, "7": unfrozen_layers,
+}  # fmt: skip
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
@@ -193,11 +194,5 @@ if __name__ == "__main__":
     print(f"tlx {tlx.__version__}, lightning {lightning.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
         make_images(Path(temporary) / "images")
-        places = Path(temporary), Path(temporary) / "images"
-        frozen_layers(*places)
-        frozen_again(*places)
-        carried_over = unfrozen_layers(*places)
-        schedulers(*places)
-        resume(*places)
-        two_processes(*places)
-        print(carried_over)
+        for measure in dict.fromkeys(SITUATIONS[number] for number in sys.argv[1:] or SITUATIONS):
+            measure(Path(temporary), Path(temporary) / "images")

@@ -21,9 +21,15 @@ def main(arguments: Sequence[str]) -> None:
         run(raw, folder, is_trial=False)
         return
     for argument in arguments:
-        if argument.startswith("hydra.run.dir=") and os.environ.get("LOCAL_RANK", "0") == "0":
+        if argument.startswith("hydra.run.dir=") and _is_first_process():
             _check_unused(Path(argument.partition("=")[2]))
     run_hydra(run)
+
+
+def _is_first_process() -> bool:
+    """By what Lightning, torchrun and Slurm set; without importing torch."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def _check_unused(folder: Path) -> None:

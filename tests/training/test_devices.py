@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tlx.config import compose, parse
+from tlx.errors import UserError
 from tlx.training import devices
 
 SETTINGS = [
@@ -19,9 +21,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def train(folder, image_folder, *arguments, launcher=()):
+def train(folder, image_folder, *arguments):
     command = [
-        sys.executable, "-m", *launcher, "tlx.train", *SETTINGS, f"data.root={image_folder}",
+        sys.executable, "-m", "tlx.train", *SETTINGS, f"data.root={image_folder}",
         f"hydra.run.dir={folder}", *arguments,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False,
@@ -46,14 +48,45 @@ def test_two_processes_equal_one_with_the_same_batch(image_folder, tmp_path, cac
         assert (a["best"], a["best_epoch"], a["steps"]) == (b["best"], b["best_epoch"], b["steps"])
 
 
+RANKS = """
+import hashlib, sys
+from pathlib import Path
+from lightning.pytorch.utilities import rank_zero_only
+from tlx.config import compose, parse
+from tlx.training import run
+from tlx.training.job import prepare
+
+run.load_weights = lambda path, classifier: None  # keep what this process has itself
+job = prepare(parse(compose(sys.argv[2:])), Path(sys.argv[1]))
+results = run.train_stages(job)
+state = {f"rank {rank_zero_only.rank}": hashlib.sha256(
+    b"".join(p.detach().numpy().tobytes() for p in job.model.classifier.parameters())
+).hexdigest()}
+print(state, [(r.best, r.steps) for r in results], flush=True)
+"""
+
+
 @pytest.mark.slow
-def test_torchrun_launches_too(image_folder, tmp_path):
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", "-m"]
-    _, metrics, _ = train(
-        tmp_path / "run", image_folder, "trainer=ddp", "trainer.limit_epochs=1", launcher=launcher
-    )
-    assert metrics["val"]["n"] == 5
-    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2  # one a stage
+def test_processes_that_torchrun_starts_agree_bit_for_bit(image_folder, tmp_path):
+    """With augmentation, dropout and BatchNorm learning, for which each sees other images."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    settings = [
+        "backbone=shufflenet_v2_x0_5", *SETTINGS[1:], "trainer=ddp", "augment=light",
+        "head.hidden=[8]", "head.dropout=0.5", "stage.top.batchnorm_learning=trainable",
+        "stage.top.hand_over=last", f"data.root={image_folder}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
+    done = subprocess.run(
+        [*command, tmp_path, *settings], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = dict(re.findall(r"'rank (\d)': '(\w{64})'\} (\[.*\])", line)[0][:2] for line in
+                done.stdout.splitlines() if "'rank" in line)  # fmt: skip
+    assert set(said) == {"0", "1"}
+    assert said["0"] == said["1"]
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2  # one a stage, from rank 0
 
 
 def test_auto_precision_is_bf16_only_where_the_processor_is_fast_at_it(monkeypatch):
@@ -64,3 +97,9 @@ def test_auto_precision_is_bf16_only_where_the_processor_is_fast_at_it(monkeypat
     ]:  # fmt: skip
         monkeypatch.setattr(devices, "_cpu_flags", lambda flags=flags: flags)
         assert devices.choose_precision(spec) == precision
+
+
+def test_batchnorm_is_synchronised_on_gpus_only():
+    spec = parse(compose(["trainer=ddp", "trainer.sync_batchnorm=true"])).trainer
+    with pytest.raises(UserError, match="sync_batchnorm=true needs GPUs"):
+        devices.check_devices(spec)

@@ -20,6 +20,8 @@ def check_devices(spec: TrainerSpec) -> None:
     gpus = torch.cuda.device_count() + (1 if torch.backends.mps.is_available() else 0)
     if spec.accelerator == "gpu" and gpus == 0:
         raise UserError("trainer.accelerator=gpu: this machine has no GPU; use trainer=cpu.")
+    if spec.sync_batchnorm and choose_device(spec.accelerator).type != "cuda":
+        raise UserError("trainer.sync_batchnorm=true needs GPUs: PyTorch has it for CUDA only.")
     if spec.devices == "auto":
         return
     wanted = int(spec.devices)
