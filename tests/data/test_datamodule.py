@@ -303,10 +303,11 @@ class TestUnderLightning:
     def test_too_few_images_for_the_processes(
         self, make_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        data = make_data()
-        monkeypatch.setattr(ImageData, "_process", lambda self: (0, 14))
-        with pytest.raises(UserError, match="14 training images are too few for 14 processes"):
-            data.train_dataloader()
+        monkeypatch.setattr(ImageData, "_process", lambda self: (0, 15))
+        with pytest.raises(UserError, match="14 training images are too few for 15 processes"):
+            make_data(batch_size=15).train_dataloader()
+        with pytest.raises(UserError, match="batch_size=20 cannot be shared by 15 .* such as 30"):
+            make_data(batch_size=20).train_dataloader()
 
 
 def test_a_data_set_without_augmentation_ignores_the_view(image_folder: Path) -> None:

@@ -199,8 +199,8 @@ def test_trainable_parameters_of_vgg16_by_hand():
         ("unfreeze-block1", "block1", 2, head + block5 + block4 + block3 + block2 + block1),
     ]
     assert planned("backbone=vgg16", "stage.top.train_from=block5.conv2") == [
-        ("head", "head", 5, head),
-        ("top", "block5.conv2", 5, head + 2 * (512 * 512 * 9 + 512)),
+        ("head", "head", 8, head),
+        ("top", "block5.conv2", 3, head + 2 * (512 * 512 * 9 + 512)),
     ]
 
 
@@ -223,8 +223,8 @@ def test_trainable_parameters_of_resnet50_by_hand():
     config = parse(compose(["backbone=resnet50"]))
     model = meta_classifier(config, num_classes=10)
     assert planned("stage=finetune", model=model) == [
-        ("head", "head", 5, head),
-        ("top", "top", 5, head + layer4),
+        ("head", "head", 8, head),
+        ("top", "top", 3, head + layer4),
     ]
     for train_from, learns in [
         ("-2", layer4 + layer3),
@@ -233,7 +233,7 @@ def test_trainable_parameters_of_resnet50_by_hand():
         ("all", everything),
     ]:
         _, top = planned(f"stage.top.train_from={train_from}", model=model)
-        assert top == ("top", train_from, 5, head + learns)
+        assert top == ("top", train_from, 3, head + learns)
 
 
 def test_gradual_goes_from_the_top_block_down_to_train_from():

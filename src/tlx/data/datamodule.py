@@ -209,7 +209,7 @@ class ImageData(LightningDataModule):
         if self.features is not None:
             dataset = FeatureDataset(self.features.train, images.targets)
         rank, world_size = self._process()
-        batch_size = max(1, self.batch_size // world_size)
+        batch_size = self._share()
         sampler = EpochSampler(
             len(images),
             self.seed,
@@ -236,8 +236,7 @@ class ImageData(LightningDataModule):
         Lightning's own count would make the loaders before it knows where a resumed epoch stands.
         """
         _, world_size = self._process()
-        batch_size = max(1, self.batch_size // world_size)
-        batches, rest = divmod(len(self.manifest.split("train")) // world_size, batch_size)
+        batches, rest = divmod(len(self.manifest.split("train")) // world_size, self._share())
         return batches + (rest > 1)
 
     @staticmethod
@@ -273,10 +272,21 @@ class ImageData(LightningDataModule):
         return _loader(
             dataset,
             sampler,
-            batch_size=max(1, self.batch_size // self._process()[1]),
+            batch_size=self._share(),
             num_workers=0 if isinstance(dataset, FeatureDataset) else workers,
             drop_last=drop_last,
         )
+
+    def _share(self) -> int:
+        """Images in a batch of each process."""
+        _, world_size = self._process()
+        share, rest = divmod(self.batch_size, world_size)
+        if rest:
+            raise UserError(
+                f"data.batch_size={self.batch_size} cannot be shared by {world_size} processes; "
+                f"give a multiple, such as {(share + 1) * world_size}."
+            )
+        return share
 
     def _process(self) -> tuple[int, int]:
         """(rank, world size)"""

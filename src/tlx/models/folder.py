@@ -88,6 +88,8 @@ def load_model(folder: Path) -> SavedModel:
         classifier = build_classifier(Architecture(**settings))
     classifier.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     classifier.requires_grad_(False).eval()
+    if classifier.backbone.is_convolutional:
+        classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
     preprocess = Preprocess.from_dict(description["preprocess"])
     return SavedModel(classifier, preprocess, tuple(description["classes"]))
 

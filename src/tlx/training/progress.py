@@ -24,9 +24,11 @@ class Scalars(Callback):
         self.every = every
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the stage's beginning; what an interrupted process wrote beyond it is purged."""
+        """Mark the stage's beginning; on a resume, purge what was logged beyond this step."""
         step = self.first_step + trainer.global_step
-        self.writer = SummaryWriter(str(self.folder), purge_step=step)
+        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+        if trainer.global_step > 0:
+            return
         trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         start = self.stage.train_from
         note = f"**{self.stage.name}** learns from `{start}` on: {trainable:,} parameters"
