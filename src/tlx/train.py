@@ -60,15 +60,14 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     from tlx.training.run import train_stages
 
     with hold(folder):
-        job = prepare(config, folder)
         try:
+            job = prepare(config, folder)
             stages = train_stages(job)
-        except Interrupted as stop:
-            print(
-                f"Stopped by {stop}. To go on: python -m tlx.train resume={folder}",
-                file=sys.stderr,
-            )
-            sys.exit(stop.exit_code)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            reason = str(stop) or "Ctrl-C"
+            print(f"Stopped by {reason}. To go on: python -m tlx.train resume={folder}",
+                  file=sys.stderr)  # fmt: skip
+            sys.exit(getattr(stop, "exit_code", 130))
         if job.is_first_process:
             from tlx.evaluation.results import finish
 

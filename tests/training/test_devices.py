@@ -18,6 +18,7 @@ SETTINGS = [
     "backbone=squeezenet1_1", "backbone.weights=null", "data=folder", "data.image_size=48",
     "data.batch_size=4", "data.val=0.21", "data.test=0.12", "stage.head.epochs=2",
     "stage.top.epochs=2", "stage.top.lr=1e-3", "optimizer=sgd", "trainer.progress=false",
+    "monitor=accuracy",
 ]  # fmt: skip
 
 
