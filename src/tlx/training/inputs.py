@@ -41,7 +41,7 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
             epochs += stage.epochs
     if mine not in cuts or (config.cache.mode == "auto" and epochs <= data.views):
         return None
-    log.info("Cache: the frozen blocks run %d times over the images, not %d.", data.views, epochs)
+    log.info("Cache: images pass the frozen blocks %d instead of %d times.", data.views, epochs)
     source = Source(
         classifier,
         job.model.preprocess,
