@@ -25,9 +25,10 @@ from PIL import Image
 from tlx.config import compose, parse
 from tlx.data.datamodule import Features
 from tlx.training import run as runs
+from tlx.training.inputs import image_data
+from tlx.training.job import prepare
 from tlx.training.module import StageModule
 from tlx.training.optim import build_optimizer, build_scheduler
-from tlx.training.run import prepare
 
 REPEATS, EPOCHS, IMAGES = 7, 4, 3200
 
@@ -91,7 +92,7 @@ def prepared(folder: Path, images: Path) -> tuple[runs.Job, Any]:
         )
     )  # fmt: skip
     job = prepare(config, folder)
-    data = runs._image_data(job)
+    data = image_data(job)
     split = {name: data.dataset(name) for name in ("train", "val")}
     features = {name: torch.randn(len(s), 512, 1, 1) for name, s in split.items()}
     data.features = Features(train=[features["train"]], val=features["val"])

@@ -291,6 +291,13 @@ def conf_dir() -> Path:
     return here / "conf" if (here / "conf").is_dir() else here.parents[1] / "conf"
 
 
+def help_text() -> str:
+    """Train's help, without Hydra's search for plugins and choices, which takes seconds."""
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.load(conf_dir() / "train.yaml").hydra.help.template)
+
+
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """Compose `overrides` (train's command line) into plain dicts, without starting a run."""
     from hydra import compose as hydra_compose

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tlx.commands import command
-from tlx.config import parse, resumed, run_hydra
+from tlx.config import help_text, parse, resumed, run_hydra
 from tlx.errors import UserError
 
 
 @command()
 def main(arguments: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return
     if any(argument.startswith("resume=") for argument in arguments):
         raw, folder = resumed(arguments)
         if (folder / "metrics.json").exists():
