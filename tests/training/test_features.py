@@ -80,9 +80,8 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(job, tmp_path, caplo
     (entry / "features").write_bytes(raw[: 6 * row + 100])  # killed while writing row 6
     caplog.set_level(logging.INFO)
     (resumed,) = open_store(tmp_path / "two").features(origin, pictures, [cut])
-    assert "at image 6 of 14" in caplog.text
-    assert torch.equal(resumed[:6], whole[:6])
-    torch.testing.assert_close(resumed, whole, atol=1e-6, rtol=1e-6)
+    assert "at image 4 of 14" in caplog.text
+    assert torch.equal(resumed, whole)
 
 
 def test_a_damaged_entry_is_computed_again_and_said(job, tmp_path, caplog, open_store):

@@ -204,6 +204,7 @@ def _extract(
             file = stack.enter_context((entry / "features").open("a+b"))
             files[cut] = file
             done = min(done, file.tell() // _row_bytes(shapes[cut], source.dtype))
+        done -= done % source.batch_size  # the same batches as without a break: the same bits
         for cut, file in files.items():
             file.truncate(done * _row_bytes(shapes[cut], source.dtype))
         if done:
