@@ -1,7 +1,8 @@
-"""Pictures small enough to make anew for every test."""
+"""Pictures small enough to make anew for every test, and tests that leave nothing behind."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Nothing that a test computes ends in the user's cache."""
     if "TLX_CACHE_DIR" not in os.environ:
         monkeypatch.setenv("TLX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def own_log_level() -> Iterator[None]:
+    """Hydra sets the root logger's level for its command; the next test must not find that."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
