@@ -35,24 +35,54 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    source: Literal["folder", "elpv"]
+    source: Literal["folder", "csv", "torchvision", "elpv"]
     root: str | None
+    table: str | None
+    columns: Mapping[str, str]
+    name: str | None
     val: float
     test: float
+    split: Literal["stratified", "sequential"]
+    group: str | None
+    keep_together: Literal["near", "exact", "none"]
+    folds: int | None
+    fold: int
+    per_class: int | None
+    on_leak: Literal["error", "regroup", "warn"]
+    exclude: str | None
     image_size: int | None
     resize: Literal["crop", "squash"]
     batch_size: int
     num_workers: int | None
     on_error: Literal["error", "skip"]
+    alpha: Literal["white", "black"]
+    icc: bool
+    class_weights: Literal["balanced"] | Mapping[str, Any] | None
+    sampling: Literal["shuffle", "balanced"]
+    soft_labels: bool
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
+    rotation_range: float
+    width_shift_range: float
+    height_shift_range: float
+    shear_range: float
+    zoom_range: float | tuple[float, ...]
     horizontal_flip: bool
     vertical_flip: bool
-    rotation: float
-    translate: float
-    scale: tuple[float, ...]
+    fill_mode: Literal["nearest", "constant", "reflect", "wrap"]
+    cval: float
+    brightness_range: tuple[float, ...] | None
+    channel_shift_range: float
+    crop_scale: tuple[float, ...] | None
+    crop_ratio: tuple[float, ...]
+    policy: Literal["randaugment", "trivialaugment"] | None
+    num_ops: int
+    magnitude: int
+    erasing: float
+    mixup: float
+    cutmix: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +131,6 @@ class TrainerSpec:
     limit_epochs: int | None
     limit_train: int | None
     limit_eval: int | None
-    progress: bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -123,15 +152,21 @@ class Config:
     cache: CacheSpec
     allow_refreeze: bool
     loss: Literal["cross_entropy", "binary"]
+    label_smoothing: float
     monitor: Literal["accuracy", "loss"]
+    threshold: str | None
+    positive: str | None
+    tta: int
     seed: int
     test: bool | Literal["auto"]
+    report: Literal["auto", "full", "quick", "none"]
+    verbosity: Literal["auto", "rich", "plain", "quiet"]
 
 
 POSITIVE = {
     "data.batch_size", "data.image_size", "trainer.accumulate", "trainer.clip", "trainer.num_nodes",
-    "trainer.devices", "trainer.checkpoint_steps", "trainer.limit_epochs", "trainer.limit_train",
-    "trainer.limit_eval", "cache.views", "cache.max_gb",
+    "trainer.devices", "data.per_class", "tta", "trainer.checkpoint_steps", "trainer.limit_epochs",
+    "trainer.limit_train", "trainer.limit_eval", "cache.views", "cache.max_gb",
 }  # fmt: skip
 
 
@@ -142,8 +177,9 @@ def parse(raw: Mapping[str, Any]) -> Config:
     for key in top:
         if key not in valid:
             raise unknown("key", key, sorted(valid))
-    plain = {k: top[k] for k in ("allow_refreeze", "loss", "monitor", "seed", "test")}
     hints = typing.get_type_hints(Config)
+    groups = {"backbone", "head", "data", "augment", "cache", "trainer", "stages"}
+    plain = {k: top[k] for k in hints if k not in groups}
     config = Config(
         backbone=_typed(BackboneSpec, top["backbone"], "backbone"),
         head=_typed(HeadSpec, top["head"], "head"),
@@ -394,7 +430,7 @@ def _nearby_keys(key: str) -> list[str]:
 
 # ---- Runs ----
 
-FREE_ON_RESUME = ("data.num_workers", "data.root", "test", "trainer.progress")
+FREE_ON_RESUME = ("data.num_workers", "data.root", "test", "report", "verbosity")
 
 
 def saved_config(run: Path) -> dict[str, Any]:

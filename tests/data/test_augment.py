@@ -9,7 +9,12 @@ from tlx.data.augment import Augment, AugmentParams, apply, sample_key
 from tlx.errors import UserError
 
 LIGHT = Augment(
-    horizontal_flip=True, vertical_flip=True, rotation=10, translate=0.1, scale=(0.8, 1.1)
+    horizontal_flip=True,
+    vertical_flip=True,
+    rotation_range=10,
+    width_shift_range=0.1,
+    height_shift_range=0.1,
+    zoom_range=(0.8, 1.1),
 )
 
 
@@ -63,7 +68,7 @@ def test_draws_fill_their_ranges() -> None:
 
 
 def test_one_transform_less_leaves_the_others() -> None:
-    less = Augment(rotation=10, translate=0.1)
+    less = Augment(rotation_range=10, width_shift_range=0.1, height_shift_range=0.1)
     for view in range(20):
         params = LIGHT.draw(0, view, 7)
         expected = AugmentParams(angle=params.angle, shift_x=params.shift_x, shift_y=params.shift_y)

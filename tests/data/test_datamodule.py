@@ -25,7 +25,9 @@ from tlx.data.manifest import Manifest
 from tlx.data.sources import build_manifest
 from tlx.errors import UserError
 
-LIGHT = Augment(horizontal_flip=True, rotation=10, translate=0.05, scale=(0.9, 1.1))
+LIGHT = Augment(
+    horizontal_flip=True, rotation_range=10, width_shift_range=0.05, zoom_range=(0.9, 1.1)
+)
 
 
 def preprocess(image: Image.Image) -> Tensor:

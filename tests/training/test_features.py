@@ -25,7 +25,7 @@ def job(image_folder, tmp_path):
         settings = [
             "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder",
             f"data.root={image_folder}", "data.image_size=32", "data.batch_size=4",
-            "trainer=cpu", "trainer.progress=false", "stage.head.epochs=3", "stage.top.epochs=3",
+            "trainer=cpu", "verbosity=plain", "report=none", "stage.head.epochs=3", "stage.top.epochs=3",
             f"cache.dir={tmp_path}/features",
         ]  # fmt: skip
         return prepare(parse(compose([*settings, *overrides])), tmp_path / folder)
@@ -115,7 +115,7 @@ def test_whatever_the_features_depend_on_is_in_their_name(job, image_folder):
     names = []
     for overrides in (
         [], ["seed=1"], ["data.image_size=40"], ["data.resize=squash"],
-        LIGHT, ["seed=1", *LIGHT], [*LIGHT, "augment.rotation=3"],
+        LIGHT, ["seed=1", *LIGHT], [*LIGHT, "augment.rotation_range=3"],
     ):  # fmt: skip
         data, origin = source(job(*overrides))
         with torch.no_grad():  # the weights follow the seed; here only the rest is looked at

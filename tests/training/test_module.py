@@ -20,7 +20,7 @@ def job(image_folder, tmp_path, *overrides):
             [
                 "backbone=resnet18", "backbone.weights=null", "data=folder",
                 f"data.root={image_folder}", "data.image_size=32", "data.batch_size=4",
-                "trainer=cpu", "trainer.progress=false", *overrides,
+                "trainer=cpu", "verbosity=plain", "report=none", *overrides,
             ]
         )
     )  # fmt: skip

@@ -25,7 +25,7 @@ THREE_STAGES = [
 ]  # fmt: skip
 SETTINGS = [
     "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder", "data.image_size=32",
-    "data.batch_size=4", "trainer=cpu", "trainer.progress=false", "augment=light",
+    "data.batch_size=4", "trainer=cpu", "verbosity=plain", "report=none", "augment=light",
     "head.hidden=[8]", "head.dropout=0.5", "scheduler=plateau", "cache.views=1", *THREE_STAGES,
 ]  # fmt: skip
 

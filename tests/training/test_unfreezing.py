@@ -292,7 +292,7 @@ def trained(image_folder, tmp_path, *overrides):
     """The network's state before and after, the job, and what each stage gave."""
     overrides = [
         "backbone.weights=null", "data=folder", f"data.root={image_folder}", "data.image_size=64",
-        "data.batch_size=4", "data.num_workers=0", "trainer=cpu", "trainer.progress=false",
+        "data.batch_size=4", "data.num_workers=0", "trainer=cpu", "verbosity=plain", "report=none",
         "cache=off", *overrides,
     ]  # fmt: skip
     config = parse(compose(overrides))

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +37,40 @@ class Augment:
     `scale`: smallest and largest factor. A flip happens in half of the views.
     """
 
+    rotation_range: float = 0.0
+    width_shift_range: float = 0.0
+    height_shift_range: float = 0.0
+    shear_range: float = 0.0
+    zoom_range: float | tuple[float, ...] = 0.0
     horizontal_flip: bool = False
     vertical_flip: bool = False
-    rotation: float = 0.0
-    translate: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
+    fill_mode: str = "nearest"
+    cval: float = 0.0
+    brightness_range: tuple[float, ...] | None = None
+    channel_shift_range: float = 0.0
+    crop_scale: tuple[float, ...] | None = None
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    policy: str | None = None
+    num_ops: int = 2
+    magnitude: int = 9
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two views of an image can differ."""
+        return replace(self, **_INERT) != Augment()
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        zoom = self.zoom_range
+        return (1 - zoom, 1 + zoom) if isinstance(zoom, float | int) else (zoom[0], zoom[1])
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rotation <= 180:
-            raise UserError(f"augment.rotation={self.rotation} is not within 0 to 180 degrees.")
-        if not 0 <= self.translate < 1:
-            raise UserError(f"augment.translate={self.translate} is not a fraction, 0 to below 1.")
+        if not 0 <= self.rotation_range <= 180:
+            given = self.rotation_range
+            raise UserError(f"augment.rotation_range={given} is not within 0 to 180 degrees.")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UserError(
                 f"augment.scale={list(self.scale)} is not [smallest, largest], both above 0."
@@ -61,11 +85,17 @@ class Augment:
         return AugmentParams(
             flip_horizontal=self.horizontal_flip and horizontal < 0.5,
             flip_vertical=self.vertical_flip and vertical < 0.5,
-            angle=self.rotation * (2 * angle - 1),
-            shift_x=self.translate * (2 * x - 1),
-            shift_y=self.translate * (2 * y - 1),
+            angle=self.rotation_range * (2 * angle - 1),
+            shift_x=self.width_shift_range * (2 * x - 1),
+            shift_y=self.height_shift_range * (2 * y - 1),
             scale=low + (high - low) * scale,
         )
+
+
+# settings that alone change nothing
+_INERT: dict[str, Any] = {
+    "fill_mode": "nearest", "cval": 0.0, "crop_ratio": (3 / 4, 4 / 3), "num_ops": 2, "magnitude": 9
+}  # fmt: skip
 
 
 def sample_key(path: str) -> int:

@@ -20,13 +20,22 @@ def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. `path` is POSIX and relative to the root; `group` is '' when there is none."""
+    """One image. `path` is POSIX and relative to the root; `group` is '' when there is none.
+
+    `phash` is a perceptual hash, 16 hex digits; `soft` is '' or a JSON object of the probability
+    of each class that has one.
+    """
 
     path: str
     label: str
     split: str
     group: str
     sha256: str
+    width: int = 0
+    height: int = 0
+    phash: str = ""
+    weight: float = 1.0
+    soft: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))
@@ -91,7 +100,13 @@ class Manifest:
 def _sample(row: list[str], where: str) -> Sample:
     if len(row) != len(COLUMNS):
         raise UserError(f"{where}: {len(row)} values instead of {len(COLUMNS)}.")
-    sample = Sample(*row)
+    try:
+        path, label, split, group, sha256, width, height, phash, weight, soft = row
+        sample = Sample(
+            path, label, split, group, sha256, int(width), int(height), phash, float(weight), soft
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
     if sample.split not in SPLITS:
         raise UserError(f"{where}: {unknown('split', sample.split, SPLITS)}")
     return sample

@@ -62,7 +62,7 @@ class Pictures:
 
 def pictures_of(data: ImageData) -> list[Pictures]:
     """What a stage sees: val, then train under each view."""
-    augmented = data.augment != Augment()
+    augmented = data.augment.is_random
     train, samples = data.dataset("train"), data.manifest.split("train")
     return [
         Pictures(data.dataset("val"), data.manifest.split("val"), None),

@@ -62,7 +62,7 @@ def read_manifest(config: Config) -> Manifest:
 
 def views(config: Config) -> int | None:
     """How many versions of a training image there are; None: a new one every epoch."""
-    return config.cache.views if Augment(**asdict(config.augment)) != Augment() else 1
+    return config.cache.views if Augment(**asdict(config.augment)).is_random else 1
 
 
 def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> str | None:

@@ -108,8 +108,8 @@ def _train_stage(
     if scalars is not None:
         callbacks += [scalars, EpochLines(stage)]
     callbacks.append(BatchNormDrift(classifier, job.statistics, scalars))
-    progress = job.config.trainer.progress
-    bar = sys.stdout.isatty() if progress == "auto" else bool(progress)
+    verbosity = job.config.verbosity
+    bar = sys.stdout.isatty() if verbosity == "auto" else verbosity == "rich"
     if bar:
         callbacks.append(RichProgressBar())
     limits = job.config.trainer
