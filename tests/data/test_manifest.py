@@ -7,6 +7,7 @@ from tlx.data.manifest import Manifest, Sample, natural_key
 from tlx.errors import UserError
 
 ROOT = Path("photographs")
+HEADER = "path,label,split,group,sha256,width,height,phash,weight,soft\n"
 
 
 def sample(path: str, split: str = "train") -> Sample:
@@ -41,11 +42,13 @@ def test_split_names_are_checked() -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     odd = ['a/with, comma "and" quotes.png', "b/Zürich 雪.png", "b/line\nbreak.png", "c/\udcff.png"]
-    manifest = Manifest.of(ROOT, [sample(path) for path in odd] + [sample("a/z.png", "test")])
+    samples = [sample(path) for path in odd] + [sample("a/z.png", "test")]
+    full = Sample("a/y.png", "a", "val", "g", "1", 640, 480, "f" * 16, 0.1, '{"a": 0.5, "b": 0.5}')
+    manifest = Manifest.of(ROOT, [*samples, full])
     path = tmp_path / "manifest.csv"
     manifest.write(path)
     assert Manifest.read(path, ROOT) == manifest
-    assert path.read_bytes().splitlines()[0] == b"path,label,split,group,sha256"
+    assert path.read_bytes().splitlines()[0] == HEADER.strip().encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.csv"]
 
 
@@ -59,7 +62,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert Manifest.read(path, ROOT) == manifest
 
 
-HEADER = "path,label,split,group,sha256\n"
+def row(path: str, split: str = "train") -> str:
+    return f"{path},a,{split},,0,32,24,,1.0,\n"
 
 
 @pytest.mark.parametrize(
@@ -67,9 +71,10 @@ HEADER = "path,label,split,group,sha256\n"
     [
         ("", r"columns \(none\); a manifest has path,label"),
         ("path,label\na/1,a\n", r"has the columns path,label; a manifest has path,label,split"),
-        (HEADER + "a/1,a,train,,0\na/2,a,training,,0\n", r"line 3: unknown split 'training'"),
-        (HEADER + "a/1,a,train\n", "line 2: 3 values instead of 5"),
-        (HEADER + "a/1,a,train,,0\na/1,a,test,,0\n", "names 1 images more than once"),
+        (HEADER + row("a/1") + row("a/2", "training"), r"line 3: unknown split 'training'"),
+        (HEADER + "a/1,a,train\n", "line 2: 3 values instead of 10"),
+        (HEADER + row("a/1").replace("32", "wide"), "line 2: invalid literal.*'wide'"),
+        (HEADER + row("a/1") + row("a/1", "test"), "names 1 images more than once"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:

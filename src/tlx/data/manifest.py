@@ -19,6 +19,22 @@ def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
 
 
 @dataclass(frozen=True)
+class Record:
+    """An image before it is read, as a source lists it.
+
+    `split` is '' until one is drawn, within its `stratum`; `group` and `soft` are as in Sample.
+    """
+
+    path: str
+    label: str
+    stratum: str
+    split: str = ""
+    group: str = ""
+    weight: float = 1.0
+    soft: str = ""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image. `path` is POSIX and relative to the root; `group` is '' when there is none.
 

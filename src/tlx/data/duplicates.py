@@ -1,0 +1,119 @@
+"""Images that are the same: byte for byte, or as copies in another size or compression."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlx.data.scan import SIDE, Scanned
+
+# These were chosen on ELPV, whose solar cells look much alike: tests/test_check.py.
+HASH_DISTANCE = 7  # bits; of four bands of 16 bits, one then differs in at most 1
+FLAT = 2.0  # grey levels of deviation below which a picture has no looks of its own
+CHUNK = 1 << 20  # pairs compared at once
+
+Pair = tuple[int, int]
+
+
+def copies(scanned: Mapping[str, Scanned], root: Path, *, near: bool) -> list[list[str]]:
+    """Groups of two or more paths that show the same picture; with `near`, not only exactly.
+
+    A near copy is the picture resized or compressed anew. Brighter, cropped, mirrored and turned
+    ones are not found, and of pictures without contrast only exact copies are.
+    """
+    paths_of: defaultdict[str, list[str]] = defaultdict(list)
+    for path, found in scanned.items():
+        paths_of[found.sha256].append(path)
+    groups = [[digest] for digest in paths_of]
+    if near:
+        distinct = [scanned[paths[0]] for paths in paths_of.values()]
+        groups = [[distinct[i].sha256 for i in group] for group in _near_groups(distinct)]
+    found_groups = [[path for digest in group for path in paths_of[digest]] for group in groups]
+    return [group for group in found_groups if len(group) > 1]
+
+
+def _near_groups(pictures: Sequence[Scanned]) -> list[list[int]]:
+    """Indices of `pictures`, those joined by a chain of near copies together."""
+    group_of = list(range(len(pictures)))
+
+    def first(index: int) -> int:
+        while group_of[index] != index:
+            group_of[index] = index = group_of[group_of[index]]
+        return index
+
+    for a, b in near_pairs(pictures):
+        low, high = sorted((first(a), first(b)))
+        group_of[high] = low
+    members = defaultdict(list)
+    for index in range(len(pictures)):
+        members[first(index)].append(index)
+    return list(members.values())
+
+
+def near_pairs(pictures: Sequence[Scanned]) -> Iterator[Pair]:
+    """Pairs of indices of pictures that are near copies of each other."""
+    shown = [index for index, picture in enumerate(pictures) if picture.deviation >= FLAT]
+    hashes = np.array([int(pictures[index].phash, 16) for index in shown], np.uint64)
+    thumbnails = np.frombuffer(b"".join(pictures[i].thumbnail for i in shown), np.uint8)
+    thumbnails = thumbnails.reshape(-1, SIDE, SIDE)
+    for left, right in _near_hashes(hashes):
+        same = _same_picture(thumbnails[left], thumbnails[right])
+        for a, b in zip(left[same].tolist(), right[same].tolist(), strict=True):
+            yield shown[a], shown[b]
+
+
+def _same_picture(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether thumbnails (n, 32, 32) differ by no more than compression and resizing explain.
+
+    Both leave the grey levels where they are, most of all on average over 4×4 pixels; what two
+    photographs of like things share is their structure, not their levels.
+    """
+    difference = a.astype(np.float32) - b
+    blocks = difference.reshape(-1, SIDE // 4, 4, SIDE // 4, 4).mean((2, 4))
+    contrast = a.std((1, 2), dtype=np.float32)
+    fine = np.sqrt((difference**2).mean((1, 2)))
+    coarse = np.sqrt((blocks**2).mean((1, 2)))
+    tolerance = np.minimum(1 + contrast / 30, contrast / 5)
+    peak = np.abs(difference).max((1, 2))  # one crack more is another solar cell
+    same: NDArray[np.bool_] = (
+        (fine <= tolerance) & (coarse <= tolerance / 2) & (peak <= 5 * tolerance)
+    )
+    return same
+
+
+def _near_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """All pairs within HASH_DISTANCE, some more than once, without comparing each with each.
+
+    Of hashes at most 7 bits apart, one of four bands differs by one bit or none (pigeonhole): so
+    each band is looked up as it is and with each of its bits turned.
+    """
+    for shift in range(0, 64, 16):
+        band = (hashes >> np.uint64(shift)) & np.uint64(0xFFFF)
+        order = np.argsort(band, kind="stable")
+        for turned in (0, *(1 << bit for bit in range(16))):
+            wanted = band ^ np.uint64(turned)
+            start = np.searchsorted(band[order], wanted, side="left")
+            stop = np.searchsorted(band[order], wanted, side="right")
+            for left, places in _expanded(start, stop):
+                right = order[places]
+                close = np.bitwise_count(hashes[left] ^ hashes[right]) <= HASH_DISTANCE
+                close &= left < right
+                yield left[close], right[close]
+
+
+def _expanded(
+    start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(row, place) of all places from start to stop of each row, about CHUNK of them at a time."""
+    counts = stop - start
+    ends = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        done = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, done + CHUNK, side="right")), first + 1)
+        rows = np.repeat(np.arange(first, last), counts[first:last])
+        offsets = np.arange(len(rows)) - (ends[rows] - counts[rows] - done)
+        yield rows, start[rows] + offsets
+        first = last
