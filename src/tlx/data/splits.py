@@ -1,14 +1,21 @@
 """Which split an image is in: a pure function of the seed and the image's path."""
 
 import hashlib
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from itertools import permutations
+from typing import Literal
 
+import numpy as np
+
+from tlx.data.allocation import allocate, share
+from tlx.data.grouping import Ints, Kind, deal
 from tlx.data.manifest import SPLITS, natural_key
 from tlx.errors import UserError
+
+_Images = tuple[Sequence[str], Sequence[str], Sequence[str]]  # paths, strata, groups
+
+log = logging.getLogger(__name__)
 
 
 def check_fractions(val: float, test: float) -> None:
@@ -18,6 +25,51 @@ def check_fractions(val: float, test: float) -> None:
             raise UserError(f"data.{name}={fraction} is not a fraction: 0 or more, below 1.")
     if val + test >= 1:
         raise UserError(f"data.val={val} and data.test={test} leave nothing to train on.")
+
+
+def draw_splits(  # noqa: PLR0913 — the settings of data=, by name
+    paths: Sequence[str],
+    strata: Sequence[str],
+    groups: Sequence[str],
+    *,
+    val: float,
+    test: float,
+    seed: int,
+    how: Literal["stratified", "sequential"] = "stratified",
+    folds: int | None = None,
+    fold: int = 0,
+) -> list[str]:
+    """The split of each path, in the order given. Images of one group, unless '', stay together.
+
+    Without groups as `split_stratified`; with groups as near to it as `grouping.deal` says, and
+    every stratum still in every split whose fraction is above 0 where a way is found, which the
+    log says otherwise. With `folds`, test is drawn as
+    without; what it leaves is cut into so many parts, which differ by one image in a stratum
+    (without groups), and val is part number `fold`. `sequential` cuts the paths in the order
+    given, whatever their groups and strata. Otherwise the order does not matter.
+    """
+    check_fractions(val, test)
+    if folds is not None and (folds < 2 or not 0 <= fold < folds):
+        raise UserError(
+            f"data.folds={folds} data.fold={fold}: give 2 folds or more, and a fold from 0 to "
+            f"{max(folds, 2) - 1}."
+        )
+    if how == "sequential":
+        if folds is not None:
+            raise UserError("data.split=sequential has no folds: remove data.folds.")
+        return _sequential(paths, strata, groups, val, test)
+    drawn = split_stratified(paths, strata, val=val, test=test, seed=seed)
+    images = (paths, strata, groups)
+    parts = _unite(images, [SPLITS.index(split) for split in drawn], len(SPLITS), seed)
+    splits = [SPLITS[part] for part in parts]
+    if folds is None:
+        return splits
+    rest = [i for i, split in enumerate(splits) if split != "test"]
+    left = ([paths[i] for i in rest], [strata[i] for i in rest], [groups[i] for i in rest])
+    parts = _folds(left, folds, seed)
+    for i, part in zip(rest, parts, strict=True):
+        splits[i] = "val" if part == fold else "train"
+    return splits
 
 
 def split_stratified(
@@ -32,17 +84,44 @@ def split_stratified(
     Raises UserError when a stratum has fewer images than there are splits.
     """
     check_fractions(val, test)
+    members = _by_stratum(paths, strata, seed)
+    counts = allocate({name: len(found) for name, found in members.items()}, val, test)
+    split_of = {}
+    for name, found in members.items():
+        _, n_val, n_test = counts[name]
+        for place, path in enumerate(found):
+            split_of[path] = _split_at(place, n_val, n_test)
+    return [split_of[path] for path in paths]
+
+
+def few_shot(
+    paths: Sequence[str], labels: Sequence[str], splits: Sequence[str], *, n: int, seed: int
+) -> list[bool]:
+    """Which images stay when train has `n` of each class: a larger n only adds. Val and test stay.
+
+    Raises UserError when a class has fewer in train.
+    """
+    train = [i for i, split in enumerate(splits) if split == "train"]
+    members = _by_stratum([paths[i] for i in train], [labels[i] for i in train], seed)
+    for label, found in members.items():
+        if len(found) < n:
+            raise UserError(
+                f"data.per_class={n}, but {label!r} has {len(found)} in train: give "
+                f"{min(map(len, members.values()))} or less, or add images."
+            )
+    chosen = {path for found in members.values() for path in found[:n]}
+    return [split != "train" or path in chosen for path, split in zip(paths, splits, strict=True)]
+
+
+def _by_stratum(paths: Sequence[str], strata: Sequence[str], seed: int) -> dict[str, list[str]]:
+    """Each stratum's paths in the order in which they are drawn."""
     members = defaultdict(list)
     for path, stratum in zip(paths, strata, strict=True):
         members[stratum].append(path)
-    names = sorted(members, key=natural_key)
-    counts = _allocate({name: len(members[name]) for name in names}, val, test)
-    split_of = {}
-    for name in names:
-        _, n_val, n_test = counts[name]
-        for place, path in enumerate(sorted(members[name], key=lambda p: _rank(seed, p))):
-            split_of[path] = _split_at(place, n_val, n_test)
-    return [split_of[path] for path in paths]
+    return {
+        name: sorted(members[name], key=lambda path: _rank(seed, path))
+        for name in sorted(members, key=natural_key)
+    }
 
 
 def _rank(seed: int, path: str) -> bytes:
@@ -55,105 +134,79 @@ def _split_at(place: int, n_val: int, n_test: int) -> str:
     return "val" if place < n_test + n_val else "train"
 
 
-@dataclass
-class _Row:
-    """One stratum's counts, (train, val, test), between their bounds.
-
-    `ideal` is in units of 1/denominator image, so that ties are ties and not rounding errors.
-    """
-
-    counts: list[int]
-    lowest: list[int]
-    highest: list[int]
-    ideal: list[int]
-    denominator: int
-
-    def excess(self, column: int) -> int:
-        """How far above its exact share a count is."""
-        return self.counts[column] * self.denominator - self.ideal[column]
-
-    def can_move(self, source: int, target: int) -> bool:
-        has_spare = self.counts[source] > self.lowest[source]
-        return has_spare and self.counts[target] < self.highest[target]
-
-    def move(self, source: int, target: int) -> None:
-        self.counts[source] -= 1
-        self.counts[target] += 1
+def _sequential(
+    paths: Sequence[str], strata: Sequence[str], groups: Sequence[str], val: float, test: float
+) -> list[str]:
+    n_train = int(len(paths) * (1 - share(val) - share(test)))
+    n_val = int(len(paths) * (1 - share(test))) - n_train
+    splits = ["train"] * n_train + ["val"] * n_val
+    splits += ["test"] * (len(paths) - len(splits))
+    log.warning("split in listing order, neither shuffled nor stratified: only to reproduce others")
+    for split in dict.fromkeys(splits):
+        present = {stratum for stratum, own in zip(strata, splits, strict=True) if own == split}
+        if absent := sorted(set(strata) - present, key=natural_key):
+            log.warning("%s has no image of %s", split, ", ".join(map(repr, absent)))
+    places = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        places[group].add(split)
+    if divided := sum(len(found) > 1 for group, found in places.items() if group):
+        log.warning("%d groups are divided between splits: the metrics will flatter", divided)
+    return splits
 
 
-def _allocate(sizes: dict[str, int], val: float, test: float) -> dict[str, list[int]]:
-    """Rounds strata × splits so that rows and columns both add up (controlled rounding)."""
-    val_share, test_share = (Fraction(share).limit_denominator(10**6) for share in (val, test))
-    shares = [1 - val_share - test_share, val_share, test_share]
-    used = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
-    for name, size in sizes.items():
-        if size < len(used):
+def _folds(images: _Images, folds: int, seed: int) -> list[int]:
+    """The part of each path, 0 to folds - 1: in turn, stratum after stratum, then groups united."""
+    members = _by_stratum(images[0], images[1], seed)
+    for name, found in members.items():
+        if len(found) < folds:
             raise UserError(
-                f"{name!r} has {size} image{'s' * (size != 1)}, fewer than the {len(used)} splits "
-                f"({', '.join(used)}): add images, remove it, or set data.val or data.test to 0."
+                f"data.folds={folds}, but {name!r} has {len(found)} images beside test: "
+                f"set data.folds to {len(found)} or less, or add images."
             )
-    rows = {name: _row(size, shares, at_least=1) for name, size in sizes.items()}
-    totals = _row(sum(sizes.values()), shares, at_least=0).counts
-    _balance(list(rows.values()), totals)
-    return {name: row.counts for name, row in rows.items()}
+    drawn = [path for found in members.values() for path in found]
+    part_of = {path: place % folds for place, path in enumerate(drawn)}
+    return _unite(images, [part_of[path] for path in images[0]], folds, seed)
 
 
-def _row(size: int, shares: list[Fraction], *, at_least: int) -> _Row:
-    """`size` images by largest remainder, with at least so many in each split that has a share."""
-    denominator = shares[0].denominator * shares[1].denominator * shares[2].denominator
-    ideal = [int(size * share * denominator) for share in shares]
-    lowest = [max(n // denominator, at_least if n else 0) for n in ideal]
-    highest = [max(-(-n // denominator), low) for n, low in zip(ideal, lowest, strict=True)]
-    row = _Row(list(lowest), lowest, highest, ideal, denominator)
-    while sum(row.counts) > size:  # the images given to a small share come out of the largest
-        row.counts[row.counts.index(max(row.counts))] -= 1
-    while sum(row.counts) < size:
-        row.counts[min(range(3), key=row.excess)] += 1
-    return row
+def _unite(images: _Images, parts: Sequence[int], n_parts: int, seed: int) -> list[int]:
+    """`parts` changed so that groups are whole and each part keeps, nearly, what it had of all."""
+    paths, strata, groups = images
+    members = defaultdict(list)
+    for i in sorted(range(len(paths)), key=paths.__getitem__):
+        members[(groups[i], "") if groups[i] else ("", paths[i])].append(i)
+    if len(members) == len(paths):
+        return list(parts)
+    number = {name: i for i, name in enumerate(sorted(set(strata), key=natural_key))}
+    targets = np.zeros((n_parts, len(number)), np.int64)
+    np.add.at(targets, (list(parts), [number[stratum] for stratum in strata]), 1)
+    # A group starts where its first path was drawn, so that one group more changes little.
+    found = sorted(members.values(), key=lambda own: _rank(seed, paths[own[0]]))
+    kinds = [tuple(sorted(Counter(number[strata[i]] for i in own).items())) for own in found]
+    _check_groups(list(number), kinds, targets)
+    dealt = deal(kinds, [parts[own[0]] for own in found], targets)
+    _tell_absent(list(number), kinds, dealt, targets)
+    part_of = {i: part for own, part in zip(found, dealt, strict=True) for i in own}
+    return [part_of[i] for i in range(len(paths))]
 
 
-def _balance(rows: list[_Row], totals: list[int]) -> None:
-    """Moves single images between splits, least harm first, until the columns add up.
-
-    Rounding every cell up or down can always reach the totals (a transport problem with integer
-    margins has an integer solution), and with three columns a path has at most two moves. Only
-    strata too small for their share can stop it early.
-    """
-    surplus = [
-        sum(row.counts[column] for row in rows) - total for column, total in enumerate(totals)
-    ]
-    while any(surplus):
-        paths = [
-            path
-            for a, b, c in permutations(range(3))
-            if surplus[a] > 0 > surplus[b]
-            for path in (_moves(rows, (a, b)), _moves(rows, (a, c), (c, b)))
-            if path is not None
-        ]
-        if not paths:
-            return
-        _, moves = min(paths, key=lambda path: path[0])
-        for index, (source, target) in moves:
-            rows[index].move(source, target)
-            surplus[source] -= 1
-            surplus[target] += 1
+def _check_groups(names: list[str], kinds: list[Kind], targets: Ints) -> None:
+    n_groups = Counter(stratum for kind in kinds for stratum, _ in kind)
+    for stratum, n_parts in enumerate((targets > 0).sum(axis=0).tolist()):
+        if (n := n_groups[stratum]) < n_parts:
+            raise UserError(
+                f"{names[stratum]!r} is in {n} group{'s' * (n != 1)}, which stay whole, fewer "
+                f"than the {n_parts} parts to fill: add images, remove it, group by something "
+                "finer (data.group, data.keep_together), or set data.val, data.test or "
+                "data.folds lower."
+            )
 
 
-_Move = tuple[int, tuple[int, int]]
-
-
-def _moves(rows: list[_Row], *steps: tuple[int, int]) -> tuple[int, list[_Move]] | None:
-    """The cheapest row for each step, and their cost together; None if a step has no row."""
-    cost, moves = 0, []
-    for source, target in steps:
-        harms = [
-            (row.excess(target) - row.excess(source), index)
-            for index, row in enumerate(rows)
-            if row.can_move(source, target)
-        ]
-        if not harms:
-            return None
-        harm, index = min(harms)
-        cost += harm
-        moves.append((index, (source, target)))
-    return cost, moves
+def _tell_absent(names: list[str], kinds: list[Kind], dealt: list[int], targets: Ints) -> None:
+    """Groups of several strata may leave no way, or none that is found."""
+    present = {(part, s) for part, kind in zip(dealt, kinds, strict=True) for s, _ in kind}
+    wanted = {(int(part), int(s)) for part, s in np.argwhere(targets > 0)}
+    if absent := sorted({names[s] for _, s in wanted - present}, key=natural_key):
+        log.warning(
+            "with groups whole, not every split has an image of %s: try another seed",
+            ", ".join(map(repr, absent)),
+        )
