@@ -1,49 +1,86 @@
+from dataclasses import fields, replace
 from statistics import mean
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
-from torchvision.transforms import InterpolationMode
+from PIL import Image, ImageEnhance
 
-from tlx.data.augment import Augment, AugmentParams, apply, sample_key
+from tlx.data.affine import Affine
+from tlx.data.augment import Augment, AugmentParams, apply, mix, sample_key
+from tlx.data.policies import Operation
+from tlx.data.rectangles import Rectangle
 from tlx.errors import UserError
 
-LIGHT = Augment(
-    horizontal_flip=True,
-    vertical_flip=True,
-    rotation_range=10,
-    width_shift_range=0.1,
-    height_shift_range=0.1,
-    zoom_range=(0.8, 1.1),
-)
+# every setting that can be on by itself, on
+ON: dict[str, Any] = {
+    "rotation_range": 10,
+    "width_shift_range": 0.1,
+    "height_shift_range": 0.2,
+    "shear_range": 15,
+    "zoom_range": (0.8, 1.1),
+    "horizontal_flip": True,
+    "vertical_flip": True,
+    "brightness_range": (0.5, 1.5),
+    "channel_shift_range": 30,
+    "crop_scale": (0.2, 1.0),
+    "policy": "randaugment",
+    "erasing": 0.5,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
+EVERYTHING = Augment(**ON)
 
 
 @pytest.fixture
 def image() -> torch.Tensor:
-    """A smooth (3, 48, 64) picture without a dark pixel."""
-    coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.interpolate(coarse, size=(48, 64), mode="bilinear")[0]
-    return (60 + 190 * smooth).to(torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(20, 230, (3, 48, 64), generator=generator, dtype=torch.uint8)
 
 
 def test_none_is_the_image_itself(image: torch.Tensor) -> None:
-    params = Augment().draw(0, 1, 2)
+    quiet = Augment(fill_mode="wrap", num_ops=5, magnitude=3, cval=9)
+    assert not quiet.is_random
+    params = quiet.draw(0, 1, 2)
     assert params == AugmentParams()
     assert apply(image, params) is image
+    assert mix(image, image.flip(2), params) is image
+
+
+@pytest.mark.parametrize("name", ON)
+def test_each_setting_alone_is_random(name: str) -> None:
+    augment = Augment(**{name: ON[name]})
+    assert augment.is_random
+    assert len({augment.draw(0, view, 7) for view in range(20)}) > 1
 
 
 def test_draws_are_a_function_of_seed_view_and_key() -> None:
+    np.random.seed(0)
     torch.manual_seed(0)
-    first = LIGHT.draw(1, 2, sample_key("red/0.png"))
+    first = EVERYTHING.draw(1, 2, sample_key("red/0.png"))
+    np.random.seed(1)
     torch.manual_seed(1)
-    assert LIGHT.draw(1, 2, sample_key("red/0.png")) == first
+    assert EVERYTHING.draw(1, 2, sample_key("red/0.png")) == first
     others = [
-        LIGHT.draw(2, 2, sample_key("red/0.png")),
-        LIGHT.draw(1, 3, sample_key("red/0.png")),
-        LIGHT.draw(1, 2, sample_key("red/1.png")),
-        LIGHT.draw(2, 1, sample_key("red/0.png")),
+        EVERYTHING.draw(2, 2, sample_key("red/0.png")),
+        EVERYTHING.draw(1, 3, sample_key("red/0.png")),
+        EVERYTHING.draw(1, 2, sample_key("red/1.png")),
+        EVERYTHING.draw(2, 1, sample_key("red/0.png")),
     ]
     assert len({first, *others}) == 5
+
+
+def test_what_is_drawn_is_applied_alike(image: torch.Tensor) -> None:
+    for view in range(10):
+        params = EVERYTHING.draw(0, view, 7)
+        before = image.clone()
+        once = apply(image, params)
+        torch.manual_seed(view)
+        assert torch.equal(apply(image, params), once)
+        assert torch.equal(image, before)
+        assert (once.dtype, once.shape) == (torch.uint8, image.shape)
 
 
 def test_sample_keys_never_change() -> None:
@@ -52,27 +89,76 @@ def test_sample_keys_never_change() -> None:
 
 
 def test_draws_fill_their_ranges() -> None:
-    params = [LIGHT.draw(0, view, 7) for view in range(2000)]
+    params = [EVERYTHING.draw(0, view, 7) for view in range(2000)]
+    affines = [p.affine for p in params if p.affine is not None]
     for values, low, high in [
-        ([p.angle for p in params], -10, 10),
-        ([p.shift_x for p in params], -0.1, 0.1),
-        ([p.shift_y for p in params], -0.1, 0.1),
-        ([p.scale for p in params], 0.8, 1.1),
+        ([a.angle for a in affines], -10, 10),
+        ([a.shift_x for a in affines], -0.1, 0.1),
+        ([a.shift_y for a in affines], -0.2, 0.2),
+        ([a.shear for a in affines], -15, 15),
+        ([a.zoom_x for a in affines], 0.8, 1.1),
+        ([a.zoom_y for a in affines], 0.8, 1.1),
+        ([p.brightness or 0 for p in params], 0.5, 1.5),
+        ([p.channel_shift for p in params], -30, 30),
     ]:
         width = high - low
         assert low <= min(values) < low + width / 100
         assert high - width / 100 < max(values) <= high
         assert abs(mean(values) - (low + high) / 2) < width / 30
+    zooms = np.corrcoef([a.zoom_x for a in affines], [a.zoom_y for a in affines])
+    assert abs(zooms[0, 1]) < 0.08
     assert abs(mean(p.flip_horizontal for p in params) - 0.5) < 0.05
     assert abs(mean(p.flip_vertical for p in params) - 0.5) < 0.05
 
 
-def test_one_transform_less_leaves_the_others() -> None:
-    less = Augment(rotation_range=10, width_shift_range=0.1, height_shift_range=0.1)
+def test_shifts_of_one_and_more_are_pixels() -> None:
+    affines = [Augment(width_shift_range=12.0).draw(0, view, 1).affine for view in range(300)]
+    pixels = [affine.pixels_x for affine in affines if affine is not None]
+    assert -12 <= min(pixels) < -11.5
+    assert 11.5 < max(pixels) <= 12
+    assert {affine and replace(affine, pixels_x=0.0) for affine in affines} == {Affine()}
+
+
+def test_a_single_zoom_is_to_either_side() -> None:
+    zooms = [Augment(zoom_range=0.2).draw(0, view, 1).affine for view in range(300)]
+    values = [affine.zoom_x for affine in zooms if affine is not None]
+    assert 0.8 <= min(values) < 0.81
+    assert 1.19 < max(values) <= 1.2
+
+
+OFF = {field.name: field.default for field in fields(Augment)}
+
+
+@pytest.mark.parametrize("name", ON)
+def test_one_transform_less_leaves_the_others(name: str) -> None:
+    less = replace(EVERYTHING, **{name: OFF[name]})
     for view in range(20):
-        params = LIGHT.draw(0, view, 7)
-        expected = AugmentParams(angle=params.angle, shift_x=params.shift_x, shift_y=params.shift_y)
-        assert less.draw(0, view, 7) == expected
+        every, rest = flat(EVERYTHING.draw(0, view, 7)), flat(less.draw(0, view, 7))
+        changed = {key for key, value in every.items() if rest[key] != value}
+        assert changed <= OWN[name]
+
+
+OWN = {
+    "rotation_range": {"angle"},
+    "width_shift_range": {"shift_x"},
+    "height_shift_range": {"shift_y"},
+    "shear_range": {"shear"},
+    "zoom_range": {"zoom_x", "zoom_y"},
+    "horizontal_flip": {"flip_horizontal"},
+    "vertical_flip": {"flip_vertical"},
+    "brightness_range": {"brightness"},
+    "channel_shift_range": {"channel_shift"},
+    "crop_scale": {"crop"},
+    "policy": {"operations"},
+    "erasing": {"erasing"},
+    "mixup": {"mix"},
+    "cutmix": {"mix"},
+}
+
+
+def flat(params: AugmentParams) -> dict[str, object]:
+    assert params.affine is not None
+    return vars(params) | vars(params.affine) | {"affine": None}
 
 
 def test_flips_are_exact(image: torch.Tensor) -> None:
@@ -80,52 +166,66 @@ def test_flips_are_exact(image: torch.Tensor) -> None:
     assert torch.equal(apply(image, AugmentParams(flip_vertical=True)), TF.vertical_flip(image))
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        AugmentParams(angle=15),
-        AugmentParams(shift_x=0.125, shift_y=-0.125),
-        AugmentParams(scale=0.9),
-        AugmentParams(angle=-8, shift_x=-0.0625, shift_y=0.125, scale=1.2),
-    ],
-)
-def test_affine_is_torchvisions_away_from_the_border(
-    image: torch.Tensor, params: AugmentParams
-) -> None:
-    expected = TF.affine(
-        image,
-        angle=params.angle,
-        translate=[params.shift_x * 64, params.shift_y * 48],
-        scale=params.scale,
-        shear=[0.0, 0.0],
-        interpolation=InterpolationMode.BILINEAR,
+@pytest.mark.parametrize("factor", [0.3, 1.0, 1.7])
+def test_brightness_is_pillows(image: torch.Tensor, factor: float) -> None:
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    expected = np.asarray(ImageEnhance.Brightness(picture).enhance(factor))
+    moved = apply(image, AugmentParams(brightness=factor)).permute(1, 2, 0).numpy()
+    assert np.array_equal(moved, expected)
+
+
+@pytest.mark.parametrize("amount", [-40.0, 25.0])
+def test_channel_shift_stays_within_the_images_range(image: torch.Tensor, amount: float) -> None:
+    pixels = image.numpy().astype(float)
+    expected = np.clip(pixels + amount, pixels.min(), pixels.max())
+    moved = apply(image, AugmentParams(channel_shift=amount))
+    assert np.array_equal(moved.numpy(), expected)
+
+
+def test_the_policy_comes_after_keras_and_erasing_last(image: torch.Tensor) -> None:
+    rectangle = Rectangle(((0.1, 1.0),), (0.3, 3.3), 0.5, 0.5)
+    steps = [
+        AugmentParams(affine=Affine(angle=20.0), flip_horizontal=True),
+        AugmentParams(operations=(Operation("solarize", 0.5),)),
+        AugmentParams(operations=(Operation("equalize"),)),
+        AugmentParams(erasing=rectangle),
+    ]
+    expected = image
+    for step in steps:
+        expected = apply(expected, step)
+    together = AugmentParams(
+        affine=Affine(angle=20.0),
+        flip_horizontal=True,
+        operations=(Operation("solarize", 0.5), Operation("equalize")),
+        erasing=rectangle,
     )
-    difference = apply(image, params).int() - expected.int()
-    assert difference[:, 12:36, 16:48].abs().max() <= 1
-
-
-def test_no_black_corners(image: torch.Tensor) -> None:
-    extreme = AugmentParams(angle=45, shift_x=0.4, shift_y=-0.4, scale=0.3)
-    moved = apply(image, extreme)
-    assert (moved.dtype, moved.shape) == (torch.uint8, image.shape)
-    assert moved.min() >= image.min()
-
-
-def test_what_comes_from_outside_is_mirrored(image: torch.Tensor) -> None:
-    moved = apply(image, AugmentParams(shift_x=0.125))  # 8 of 64 pixels to the right
-    assert torch.equal(moved[:, :, 8:], image[:, :, :-8])
-    assert torch.equal(moved[:, :, :8], image[:, :, :8].flip(2))
+    assert torch.equal(apply(image, together), expected)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rotation": 200}, r"augment\.rotation=200 is not within 0 to 180"),
-        ({"translate": 1.5}, r"augment\.translate=1\.5 is not a fraction"),
-        ({"scale": (1.2, 0.8)}, r"augment\.scale=\[1\.2, 0\.8\] is not \[smallest, largest\]"),
-        ({"scale": (0.0, 1.0)}, r"augment\.scale=\[0\.0, 1\.0\]"),
+        ({"rotation_range": 200}, r"augment\.rotation_range=200 is not within 0 to 180 degrees"),
+        ({"width_shift_range": -0.1}, r"augment\.width_shift_range=-0\.1 is not within 0 to"),
+        ({"height_shift_range": float("nan")}, r"augment\.height_shift_range=nan"),
+        ({"shear_range": 90}, r"augment\.shear_range=90 is not within 0 to 89 degrees"),
+        ({"zoom_range": 1.0}, r"augment\.zoom_range=1\.0 is not \[smallest, largest\]"),
+        ({"zoom_range": (1.2, 0.8)}, r"augment\.zoom_range=\(1\.2, 0\.8\)"),
+        ({"zoom_range": (1.0,)}, r"augment\.zoom_range=\(1\.0,\)"),
+        ({"brightness_range": (0.0, 1.0)}, r"augment\.brightness_range=.*both above 0"),
+        ({"crop_scale": (0.1, 1.1)}, r"augment\.crop_scale=.*at most 1"),
+        ({"crop_ratio": (-1.0, 1.0)}, r"augment\.crop_ratio="),
+        ({"cval": 256}, r"augment\.cval=256 is not within 0 to 255"),
+        ({"channel_shift_range": 300}, r"augment\.channel_shift_range=300"),
+        ({"fill_mode": "reflekt"}, r"unknown augment\.fill_mode 'reflekt'.*reflect"),
+        ({"policy": "autoaugment"}, r"unknown augment\.policy 'autoaugment'.*randaugment"),
+        ({"num_ops": 0}, r"augment\.num_ops=0 is not within 1 to 20"),
+        ({"magnitude": 31}, r"augment\.magnitude=31 is not within 0 to 30"),
+        ({"erasing": 1.5}, r"augment\.erasing=1\.5 is not within 0 to 1"),
+        ({"mixup": -1}, r"augment\.mixup=-1"),
+        ({"cutmix": float("inf")}, r"augment\.cutmix=inf"),
     ],
 )
-def test_ranges_are_checked(settings: dict[str, object], message: str) -> None:
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Augment(**settings)  # type: ignore[arg-type]
+        Augment(**settings)

@@ -1,40 +1,51 @@
-"""Random flips and affine transforms, each a pure function of seed, view and sample."""
+"""Random changes of training images, each a pure function of seed, view and sample."""
 
 import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tlx.errors import UserError
+from tlx.data import mixing, policies, rectangles
+from tlx.data.affine import FILL_MODES, Affine, warp
+from tlx.data.colours import brighten, shift_channels
+from tlx.data.mixing import Mix, draw_mix, mix_images
+from tlx.data.policies import POLICIES, Operation, draw_operations, run
+from tlx.data.rectangles import (
+    ERASED_AREA,
+    Box,
+    Rectangle,
+    crop_of,
+    draw_rectangle,
+    erase,
+)
+from tlx.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """What one view does to one image. Shifts are fractions of width and height."""
+    """What one view does to one image."""
 
+    crop: Rectangle | None = None
+    affine: Affine | None = None
     flip_horizontal: bool = False
     flip_vertical: bool = False
-    angle: float = 0.0  # degrees, clockwise
-    shift_x: float = 0.0
-    shift_y: float = 0.0
-    scale: float = 1.0
-
-    @property
-    def is_affine(self) -> bool:
-        return (self.angle, self.shift_x, self.shift_y, self.scale) != (0.0, 0.0, 0.0, 1.0)
+    channel_shift: float = 0.0
+    brightness: float | None = None
+    operations: tuple[Operation, ...] = ()
+    erasing: Rectangle | None = None
+    mix: Mix | None = None
 
 
 @dataclass(frozen=True)
 class Augment:
-    """The range views are drawn from, uniformly; as it stands, none.
+    """The ranges views are drawn from; as it stands, none. conf/augment/none.yaml explains each.
 
-    `rotation`: degrees to either side. `translate`: fraction of width and height to either side.
-    `scale`: smallest and largest factor. A flip happens in half of the views.
+    The first ten are Keras's ImageDataGenerator's and mean the same, but that each shift moves
+    along its own side (Keras moves by its width_shift_range up and down).
     """
 
     rotation_range: float = 0.0
@@ -57,45 +68,103 @@ class Augment:
     mixup: float = 0.0
     cutmix: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, low, high, unit in _LIMITS:
+            if not low <= getattr(self, name) <= high:
+                given = getattr(self, name)
+                raise UserError(f"augment.{name}={given} is not within {low} to {high}{unit}.")
+        for name, highest in _RANGES.items():
+            values = self._zoom if name == "zoom_range" else getattr(self, name)
+            if values is not None and not _is_range(values, highest):
+                raise UserError(
+                    f"augment.{name}={getattr(self, name)} is not [smallest, largest], both above "
+                    f"0 and at most {highest}."
+                )
+        if self.fill_mode not in FILL_MODES:
+            raise unknown("augment.fill_mode", self.fill_mode, FILL_MODES)
+        if self.policy is not None and self.policy not in POLICIES:
+            raise unknown("augment.policy", self.policy, POLICIES)
+
     @property
     def is_random(self) -> bool:
-        """Whether two views of an image can differ."""
+        """Whether a view can differ from the image."""
         return replace(self, **_INERT) != Augment()
 
     @property
-    def scale(self) -> tuple[float, float]:
+    def _zoom(self) -> Sequence[float]:
         zoom = self.zoom_range
-        return (1 - zoom, 1 + zoom) if isinstance(zoom, float | int) else (zoom[0], zoom[1])
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rotation_range <= 180:
-            given = self.rotation_range
-            raise UserError(f"augment.rotation_range={given} is not within 0 to 180 degrees.")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError(
-                f"augment.scale={list(self.scale)} is not [smallest, largest], both above 0."
-            )
+        return (1 - zoom, 1 + zoom) if isinstance(zoom, float | int) else zoom
 
     def draw(self, seed: int, view: int, key: int) -> AugmentParams:
         """The same arguments give the same parameters, in any process and any order."""
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, view, key))))
-        # always six numbers: switching one transform off leaves the others' draws as they were
-        horizontal, vertical, angle, x, y, scale = random.random(6).tolist()
-        low, high = self.scale
+        # all numbers are drawn, whatever is on: switching one transform off leaves the others'
+        horizontal, vertical, *first = random.random(8).tolist()
+        channel, brightness, erases = random.random(3).tolist()
+        crop, erased = (random.random(rectangles.NUMBERS).tolist() for _ in range(2))
+        mixed = random.random(mixing.NUMBERS).tolist()
+        steps = random.random((self.num_ops, policies.NUMBERS)).tolist()
+        factors = self.brightness_range
         return AugmentParams(
+            crop=draw_rectangle(crop, self.crop_scale, self.crop_ratio),
+            affine=self._draw_affine(first),
             flip_horizontal=self.horizontal_flip and horizontal < 0.5,
             flip_vertical=self.vertical_flip and vertical < 0.5,
-            angle=self.rotation_range * (2 * angle - 1),
-            shift_x=self.width_shift_range * (2 * x - 1),
-            shift_y=self.height_shift_range * (2 * y - 1),
-            scale=low + (high - low) * scale,
+            channel_shift=self.channel_shift_range * (2 * channel - 1),
+            brightness=_within(factors, brightness) if factors else None,
+            operations=draw_operations(steps, self.policy, self.magnitude),
+            erasing=draw_rectangle(erased, ERASED_AREA if erases < self.erasing else None),
+            mix=draw_mix(mixed, self.mixup, self.cutmix),
         )
 
+    def _draw_affine(self, uniform: Sequence[float]) -> Affine | None:
+        angle, x, y, zoom_x, zoom_y, shear = uniform
+        shift_x = self.width_shift_range * (2 * x - 1)
+        shift_y = self.height_shift_range * (2 * y - 1)
+        in_pixels_x, in_pixels_y = self.width_shift_range >= 1, self.height_shift_range >= 1
+        affine = Affine(
+            angle=self.rotation_range * (2 * angle - 1),
+            shift_x=0.0 if in_pixels_x else shift_x,
+            shift_y=0.0 if in_pixels_y else shift_y,
+            pixels_x=shift_x if in_pixels_x else 0.0,
+            pixels_y=shift_y if in_pixels_y else 0.0,
+            shear=self.shear_range * (2 * shear - 1),
+            zoom_x=_within(self._zoom, zoom_x),
+            zoom_y=_within(self._zoom, zoom_y),
+        )
+        if affine == Affine():
+            return None
+        return replace(affine, fill_mode=self.fill_mode, cval=self.cval)
 
-# settings that alone change nothing
+
+# the settings that are one number: from, to, of what
+_LIMITS = (
+    ("rotation_range", 0, 180, " degrees"),
+    ("shear_range", 0, 89, " degrees"),
+    ("width_shift_range", 0, 10_000, ""),
+    ("height_shift_range", 0, 10_000, ""),
+    ("cval", 0, 255, ""),
+    ("channel_shift_range", 0, 255, ""),
+    ("num_ops", 1, 20, ""),
+    ("magnitude", 0, policies.LEVELS - 1, ""),
+    ("erasing", 0, 1, ""),
+    ("mixup", 0, mixing.MAX_ALPHA, ""),
+    ("cutmix", 0, mixing.MAX_ALPHA, ""),
+)
+# those that are two, and the most that the second may be
+_RANGES = {"zoom_range": 100, "brightness_range": 100, "crop_scale": 1, "crop_ratio": 100}
+# those that alone change nothing
 _INERT: dict[str, Any] = {
     "fill_mode": "nearest", "cval": 0.0, "crop_ratio": (3 / 4, 4 / 3), "num_ops": 2, "magnitude": 9
 }  # fmt: skip
+
+
+def _is_range(values: Sequence[float], highest: float) -> bool:
+    return len(values) == 2 and 0 < values[0] <= values[1] <= highest
+
+
+def _within(limits: Sequence[float], uniform: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * uniform
 
 
 def sample_key(path: str) -> int:
@@ -104,31 +173,38 @@ def sample_key(path: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
+def crop_box(params: AugmentParams, width: int, height: int) -> Box | None:
+    """(left, top, right, bottom) of the decoded picture's pixels to keep, before it is resized.
+
+    What is left goes to the network's size whatever its aspect. None: all, as in evaluation.
+    """
+    return crop_of(params.crop, width, height) if params.crop else None
+
+
 def apply(image: Tensor, params: AugmentParams) -> Tensor:
     """(3, H, W) uint8 → the same. The image itself, not a copy, when there is nothing to do.
 
-    Flips first, then one bilinear affine transform about the centre. What comes in from outside
-    the frame is the image mirrored at its border, so no black corner tells that it was turned.
+    All but `params.crop`, which is for the picture before this, and `params.mix`, after. In
+    Keras's order: affine, channel shift, flips, brightness; then the policy and erasing.
     """
-    axes = [axis for axis, flip in ((2, params.flip_horizontal), (1, params.flip_vertical)) if flip]
-    if axes:
-        image = image.flip(axes)
-    return _affine(image, params) if params.is_affine else image
+    mirrors = params.flip_horizontal, params.flip_vertical
+    if params.affine is not None:
+        image = warp(image, params.affine, mirrors)
+    elif any(mirrors):
+        image = image.flip([axis for axis, mirror in zip((2, 1), mirrors, strict=True) if mirror])
+    if params.channel_shift != 0:
+        image = shift_channels(image.float(), params.channel_shift)
+    if params.brightness is not None:
+        image = brighten(image.float(), params.brightness)
+    if image.is_floating_point():
+        image = (
+            image.add_(0.5).to(torch.int32).to(torch.uint8)
+        )  # straight to bytes takes thrice as long
+    for operation in params.operations:
+        image = run(image, operation)
+    return erase(image, params.erasing) if params.erasing is not None else image
 
 
-def _affine(image: Tensor, params: AugmentParams) -> Tensor:
-    height, width = image.shape[1:]
-    cos = math.cos(math.radians(params.angle)) / params.scale
-    sin = math.sin(math.radians(params.angle)) / params.scale
-    # output → input in coordinates from −1 to 1, in which a pixel is 2/width by 2/height
-    x, y = 2 * params.shift_x, 2 * params.shift_y
-    across, down = sin * height / width, -sin * width / height
-    theta = torch.tensor(
-        [[cos, across, -cos * x - across * y], [down, cos, -down * x - cos * y]],
-        dtype=torch.float32,
-    )
-    grid = F.affine_grid(theta[None], [1, *image.shape], align_corners=False)
-    moved = F.grid_sample(
-        image[None].float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    )
-    return moved[0].round().clamp(0, 255).to(torch.uint8)
+def mix(image: Tensor, partner: Tensor, params: AugmentParams) -> Tensor:
+    """The image under `params.mix` with another of its size, (3, H, W) uint8 each."""
+    return image if params.mix is None else mix_images(image, partner, params.mix)
