@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.models import get_model_weights
 from torchvision.transforms import functional as F
 
+from tlx.data.images import Decoding
 from tlx.errors import UserError
 from tlx.models.preprocess import Preprocess
 
@@ -86,6 +87,15 @@ def test_squash_scales_both_sides() -> None:
     assert torch.equal(pixels, F.pil_to_tensor(image.resize((64, 64), Image.Resampling.BILINEAR)))
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_a_box_is_scaled_to_the_whole_as_torchvisions_random_resized_crop_does(resize: str) -> None:
+    image = photograph(91, 47)
+    left, top, right, bottom = box = (13, 5, 70, 44)
+    pixels = Preprocess.for_weights("vgg16", image_size=64, resize=resize)(image, box)
+    expected = F.resized_crop(image, top, left, bottom - top, right - left, [64, 64])
+    assert torch.equal(pixels, F.pil_to_tensor(expected))
+
+
 def test_normalize_is_float32_by_the_formula_and_leaves_its_input_alone() -> None:
     preprocess = Preprocess.for_weights("vgg16")
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
@@ -119,6 +129,8 @@ def test_survives_json(backbone: str, resize: str) -> None:
         ({"std": [0.2, 0.0, 0.2]}, "above 0"),
         ({"std": [0.2, "0.2", 0.2]}, "std="),
         ({"resize": "stretch"}, "crop, squash"),
+        ({"alpha": "grey"}, "white, black"),
+        ({"icc": 1}, "icc=1"),
         ({"imagesize": 224}, "Did you mean image_size"),
     ],
 )
@@ -133,6 +145,14 @@ def test_from_dict_names_what_is_missing() -> None:
     del values["mean"], values["std"]
     with pytest.raises(UserError, match="lacks mean, std"):
         Preprocess.from_dict(values)
+
+
+def test_from_dict_takes_what_was_written_before_decoding_had_options() -> None:
+    values = Preprocess.for_weights("vgg16").to_dict()
+    del values["alpha"], values["icc"]
+    assert Preprocess.from_dict(values).decoding == Decoding()
+    chosen = Preprocess.for_weights("vgg16", decoding=Decoding("black", icc=True))
+    assert Preprocess.from_dict(chosen.to_dict()).decoding == Decoding("black", icc=True)
 
 
 def test_unknown_names() -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from tlx.training.module import StageModule
 from tlx.training.run import train_stages
 
 LIGHT = ["augment=light", "cache.views=2"]
+MIXED = [*LIGHT, "augment.mixup=1", "augment.cutmix=1", "label_smoothing=0.1",
+         "data.class_weights={red: 2}", "data.sampling=balanced"]  # fmt: skip
 
 
 @pytest.fixture
@@ -25,8 +28,8 @@ def job(image_folder, tmp_path):
         settings = [
             "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder",
             f"data.root={image_folder}", "data.image_size=32", "data.batch_size=4",
-            "trainer=cpu", "verbosity=plain", "report=none", "stage.head.epochs=3", "stage.top.epochs=3",
-            f"cache.dir={tmp_path}/features",
+            "data.keep_together=none", "trainer=cpu", "verbosity=plain", "report=none",
+            "stage.head.epochs=3", "stage.top.epochs=3", f"cache.dir={tmp_path}/features",
         ]  # fmt: skip
         return prepare(parse(compose([*settings, *overrides])), tmp_path / folder)
 
@@ -47,7 +50,9 @@ def source(run):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("overrides", [[], LIGHT], ids=["plain", "two views"])
+@pytest.mark.parametrize(
+    "overrides", [[], LIGHT, MIXED], ids=["plain", "two views", "mixed, smoothed, weighted"]
+)
 def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
     losses = {}
     for mode in ("on", "off"):
@@ -116,13 +121,14 @@ def test_whatever_the_features_depend_on_is_in_their_name(job, image_folder):
     for overrides in (
         [], ["seed=1"], ["data.image_size=40"], ["data.resize=squash"],
         LIGHT, ["seed=1", *LIGHT], [*LIGHT, "augment.rotation_range=3"],
+        [*LIGHT, "augment.mixup=0.2"], [*LIGHT, "augment.cutmix=0.2"],
     ):  # fmt: skip
-        data, origin = source(job(*overrides))
+        data, origin = source(job(*overrides, folder=f"run {len(names)}"))
         with torch.no_grad():  # the weights follow the seed; here only the rest is looked at
             for parameter in origin.classifier.parameters():
                 parameter.fill_(0.5)
         names += [fingerprint(origin, pictures, 5) for pictures in pictures_of(data)[1:]]
-    assert len(set(names)) == len(names) == 4 + 3 * 2
+    assert len(set(names)) == len(names) == 4 + 5 * 2
     data, origin = source(job())
     val = pictures_of(data)[0]
     before = fingerprint(origin, val, 5)
@@ -132,6 +138,15 @@ def test_whatever_the_features_depend_on_is_in_their_name(job, image_folder):
         assert fingerprint(origin, val, 5) == before  # the head comes after the features
         next(origin.classifier.parameters()).add_(1e-3)
     assert fingerprint(origin, val, 5) != before
+
+
+def test_mixed_features_depend_on_every_image_that_may_be_a_partner(job):
+    data, origin = source(job(*MIXED))
+    train = pictures_of(data)[1]
+    before = fingerprint(origin, train, 5)
+    for change in ({"sha256": "0" * 64}, {"path": "red/other.png"}):
+        samples = [*train.samples[:-1], replace(train.samples[-1], **change)]
+        assert fingerprint(origin, replace(train, samples=samples), 5) != before
 
 
 def test_the_least_recently_used_go_first_and_nothing_in_use(job, tmp_path, open_store):

@@ -8,7 +8,8 @@ from torchvision.models import get_model
 from torchvision.transforms.v2.functional import normalize
 
 from tlx.config import compose, parse
-from tlx.data.datamodule import EpochSampler, ImageDataset
+from tlx.data.datasets import ImageDataset
+from tlx.data.samplers import EpochSampler
 from tlx.training.job import prepare
 from tlx.training.module import StageModule
 from tlx.training.run import train_stages
@@ -20,7 +21,8 @@ def job(image_folder, tmp_path, *overrides):
             [
                 "backbone=resnet18", "backbone.weights=null", "data=folder",
                 f"data.root={image_folder}", "data.image_size=32", "data.batch_size=4",
-                "trainer=cpu", "verbosity=plain", "report=none", *overrides,
+                "data.keep_together=none", "trainer=cpu", "verbosity=plain", "report=none",
+                *overrides,
             ]
         )
     )  # fmt: skip
@@ -39,15 +41,24 @@ def torchvision_copy(classifier):
     return model
 
 
+UNEVEN = ["label_smoothing=0.2", "data.class_weights={green: 3}", "data.sampling=balanced"]
+
+
+@pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary"])
-def test_a_frozen_backbone_stage_equals_a_plain_loop(image_folder, tmp_path, monkeypatch, loss):
+def test_a_frozen_backbone_stage_equals_a_plain_loop(
+    image_folder, tmp_path, monkeypatch, loss, uneven
+):
     for picture in (image_folder / "blue").iterdir():
         picture.unlink()
     (image_folder / "blue").rmdir()
+    if uneven:
+        for number in (0, 1, 2):
+            (image_folder / "red" / f"{number}.png").unlink()
     run = job(
         image_folder, tmp_path, "stage=head", "stage.head.epochs=7", "data.batch_size=3",
         "data.val=0.25", "data.test=0.25", f"loss={loss}", "optimizer=sgd", "optimizer.lr=0.01",
-        "scheduler=constant", "monitor=loss",
+        "scheduler=constant", "monitor=loss", *(UNEVEN if uneven else []),
     )  # fmt: skip
     plain = torchvision_copy(run.model.classifier)
 
@@ -57,7 +68,12 @@ def test_a_frozen_backbone_stage_equals_a_plain_loop(image_folder, tmp_path, mon
     dataset = ImageDataset(
         [run.manifest.root / s.path for s in samples], labels, run.model.preprocess
     )
-    sampler = EpochSampler(len(dataset), run.config.seed)
+    smoothing, weights = 0.2 * uneven, torch.ones(2)
+    if uneven:
+        weights = torch.tensor([3.0, 1.0])  # green, red
+        weights *= len(labels) / weights[labels].sum()
+    balance_by = labels if uneven else None
+    sampler = EpochSampler(len(dataset), run.config.seed, balance_by=balance_by)
     plain.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     plain.fc.requires_grad_(True)
     optimizer = torch.optim.SGD(plain.fc.parameters(), lr=0.01, momentum=0.9)
@@ -74,9 +90,13 @@ def test_a_frozen_backbone_stage_equals_a_plain_loop(image_folder, tmp_path, mon
             targets = torch.tensor([target for _, target, _ in items])
             logits = plain(images.contiguous(memory_format=torch.channels_last))
             if loss == "binary":
-                value = F.binary_cross_entropy_with_logits(logits[:, 0], targets.float())
+                smooth = targets * (1 - smoothing) + smoothing / 2
+                value = F.binary_cross_entropy_with_logits(
+                    logits[:, 0], smooth, weight=weights[targets]
+                )
             else:
-                value = F.cross_entropy(logits, targets)
+                each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+                value = (each * weights[targets]).mean()
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -92,7 +112,7 @@ def test_a_frozen_backbone_stage_equals_a_plain_loop(image_folder, tmp_path, mon
 
     monkeypatch.setattr(StageModule, "training_step", spy)
     (result,) = train_stages(run)
-    assert len(seen) == result.steps == len(losses) >= 20
+    assert len(seen) == result.steps == len(losses) >= (14 if uneven else 20)
     torch.testing.assert_close(seen, losses, atol=1e-6, rtol=0)
     last = torch.load(tmp_path / "checkpoints/head/last.ckpt", weights_only=True)["state_dict"]
     weight = last["classifier.head.layers.output.weight"]

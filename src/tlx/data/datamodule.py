@@ -1,157 +1,30 @@
 """Batches of images for training and evaluation. What is random is a function of the seed."""
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tlx.data.augment import Augment, apply, sample_key
-from tlx.data.images import UnreadableImage, load_rgb
+from tlx.data.augment import Augment, sample_key
+from tlx.data.datasets import FeatureDataset, Features, ImageDataset, Item, Preprocess
+from tlx.data.images import Decoding
+from tlx.data.loaders import auto_workers, make_loader
 from tlx.data.manifest import Manifest
+from tlx.data.samplers import EpochSampler, OrderedSampler
+from tlx.data.targets import TargetPolicy, class_indices, sample_weights, train_targets
 from tlx.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Preprocess = Callable[[Image.Image], Tensor]  # RGB image → (3, H, W) uint8
-Item = tuple[Tensor, int, int]  # (3, H, W) uint8, class index, index in the data set
-Batch = tuple[Tensor, Tensor, Tensor]  # (B, 3, H, W) uint8, (B,) int64, (B,) int64
-UNLABELLED = -1  # the class index of images to predict
-
-
-class ImageDataset(Dataset[Item]):
-    """Items are asked for by (index, view). Without `augment` every view is the same.
-
-    `keys` (one per file, see `sample_key`) and `seed` are what the augmentation is drawn from.
-    """
-
-    def __init__(  # noqa: PLR0913 — three of them by name
-        self,
-        files: Sequence[Path],
-        targets: Sequence[int],
-        preprocess: Preprocess,
-        *,
-        augment: Augment | None = None,
-        keys: Sequence[int] = (),
-        seed: int = 0,
-    ) -> None:
-        self.files = files
-        self.targets = targets
-        self.preprocess = preprocess
-        self.augment = augment
-        self.keys = keys
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, item: tuple[int, int]) -> Item:
-        """Raises UserError when the file cannot be read any more."""
-        index, view = item
-        try:
-            image = self.preprocess(load_rgb(self.files[index]))
-        except UnreadableImage as error:
-            # a plain UserError, because a worker process can only pass on one with one argument
-            raise UserError(f"{error}. Restore the file or remove it, then run again.") from error
-        if self.augment is not None:
-            image = apply(image, self.augment.draw(self.seed, view, self.keys[index]))
-        return image, self.targets[index], index
-
-
-@dataclass(frozen=True)
-class Features:
-    """What frozen blocks make of the images, in the manifest's order: (images, …) each."""
-
-    train: Sequence[Tensor]  # one for each view
-    val: Tensor
-
-
-class FeatureDataset(Dataset[Item]):
-    """Items by (index, view), as ImageDataset's, with features in place of the images."""
-
-    def __init__(self, views: Sequence[Tensor], targets: Sequence[int]) -> None:
-        self.views = views
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, item: tuple[int, int]) -> Item:
-        index, view = item
-        return self.views[view][index], self.targets[index], index
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(index, view) in an order that is a pure function of (seed, epoch).
-
-    The view is the epoch; with `views`, so many of them take turns.
-
-    Every `world_size`-th element goes to the same process, so that the b-th batches of all of them
-    together are the b-th batch of one process with `world_size` times the batch size. All get the
-    same number: the at most world_size − 1 elements left over at the end of an order are dropped.
-    Lightning calls `set_epoch`; `epoch_offset` is added to what it says.
-    """
-
-    def __init__(  # noqa: PLR0913 — all but two by name
-        self,
-        size: int,
-        seed: int,
-        *,
-        epoch_offset: int = 0,
-        views: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch_offset = epoch_offset
-        self.views = views
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.done = 0  # elements of this epoch that an interrupted process has seen
-
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.epoch, self.done = epoch, 0
-
-    def __len__(self) -> int:
-        return self.size // self.world_size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch_offset + self.epoch
-        # raw numbers, because only the bit stream is promised not to change between numpy releases
-        numbers = np.random.Philox(np.random.SeedSequence((self.seed, epoch))).random_raw(self.size)
-        order = np.argsort(numbers, kind="stable").tolist()
-        shared = order[: len(self) * self.world_size]
-        view = epoch if self.views is None else epoch % self.views
-        mine = shared[self.rank :: self.world_size]
-        return ((index, view) for index in mine[self.done :])
-
-
-class OrderedSampler(Sampler[tuple[int, int]]):
-    """(index, 0) in order: each element in exactly one process, which may have one more or less."""
-
-    def __init__(self, size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, size, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((index, 0) for index in self.indices)
+# images (B, 3, H, W) uint8 or features; classes (B,) int64 or their probabilities (B, C) float32;
+# positions in the split (B,) int64
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class ImageData(LightningDataModule):
-    """The three splits of a manifest. Only train is augmented and shuffled.
+    """The three splits of a manifest. Only train is augmented, shuffled and weighted.
 
     The Trainer must have `use_distributed_sampler=False`: the samplers here share out the images
     themselves. Stages that train one after the other set `epoch_offset` to the epochs already
@@ -169,7 +42,14 @@ class ImageData(LightningDataModule):
         num_workers: int | None,
         seed: int,
         views: int | None = None,
+        decoding: Decoding = Decoding(),  # noqa: B008 — it is frozen, as the next
+        policy: TargetPolicy = TargetPolicy(),  # noqa: B008
+        balanced: bool = False,
     ) -> None:
+        """Raises UserError for targets or weights that the manifest does not allow.
+
+        `balanced`: an epoch has each class equally often.
+        """
         super().__init__()
         self.manifest = manifest
         self.preprocess = preprocess
@@ -178,28 +58,33 @@ class ImageData(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.views = views
+        self.decoding = decoding
+        self.balanced = balanced
         self.epoch_offset = 0
+        train, mixed = manifest.split("train"), augment.mixup > 0 or augment.cutmix > 0
+        self.weights = sample_weights(train, manifest.classes, policy)
+        self._targets = train_targets(train, manifest.classes, policy, mixed=mixed)
         self.features: Features | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.manifest.classes
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.manifest.classes)
-
     def dataset(self, split: str) -> ImageDataset:
         """Images of one split in the manifest's order."""
         samples = self.manifest.split(split)
-        class_index = {name: index for index, name in enumerate(self.classes)}
         files = [self.manifest.root / sample.path for sample in samples]
-        targets = [class_index[sample.label] for sample in samples]
         if split != "train":
-            return ImageDataset(files, targets, self.preprocess)
-        keys = [sample_key(sample.path) for sample in samples]
+            targets = class_indices(samples, self.classes)
+            return ImageDataset(files, targets, self.preprocess, decoding=self.decoding)
         return ImageDataset(
-            files, targets, self.preprocess, augment=self.augment, keys=keys, seed=self.seed
+            files,
+            self._targets,
+            self.preprocess,
+            decoding=self.decoding,
+            augment=self.augment if self.augment.is_random else None,
+            keys=[sample_key(sample.path) for sample in samples],
+            seed=self.seed,
         )
 
     def train_dataloader(self) -> DataLoader[Item]:
@@ -207,7 +92,7 @@ class ImageData(LightningDataModule):
         images = self.dataset("train")
         dataset: Dataset[Item] = images
         if self.features is not None:
-            dataset = FeatureDataset(self.features.train, images.targets)
+            dataset = FeatureDataset(self.features.train, images)
         rank, world_size = self._process()
         batch_size = self._share()
         sampler = EpochSampler(
@@ -215,6 +100,7 @@ class ImageData(LightningDataModule):
             self.seed,
             epoch_offset=self.epoch_offset,
             views=self.views,
+            balance_by=self._classes_to_balance(),
             rank=rank,
             world_size=world_size,
         )
@@ -229,6 +115,10 @@ class ImageData(LightningDataModule):
         if lone:
             log.info("the last training batch would be a single image: it is dropped")
         return self._loader(dataset, sampler, drop_last=lone)
+
+    def _classes_to_balance(self) -> list[int] | None:
+        train = self.manifest.split("train")
+        return class_indices(train, self.classes) if self.balanced else None
 
     def batches_per_epoch(self) -> int:
         """Batches of train in each process.
@@ -260,7 +150,7 @@ class ImageData(LightningDataModule):
         images = self.dataset(split)
         dataset: Dataset[Item] = images
         if self.features is not None and split == "val":
-            dataset = FeatureDataset([self.features.val], images.targets)
+            dataset = FeatureDataset([self.features.val], images)
         rank, world_size = self._process()
         return self._loader(dataset, OrderedSampler(len(images), rank=rank, world_size=world_size))
 
@@ -269,7 +159,7 @@ class ImageData(LightningDataModule):
     ) -> DataLoader[Item]:
         processes = self.trainer.num_devices if self.trainer is not None else 1
         workers = auto_workers(processes) if self.num_workers is None else self.num_workers
-        return _loader(
+        return make_loader(
             dataset,
             sampler,
             batch_size=self._share(),
@@ -293,57 +183,3 @@ class ImageData(LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-
-def prediction_loader(
-    files: Sequence[Path], preprocess: Preprocess, *, batch_size: int, num_workers: int | None
-) -> DataLoader[Item]:
-    """The files in the order given, with UNLABELLED as class index."""
-    return _loader(
-        ImageDataset(files, [UNLABELLED] * len(files), preprocess),
-        OrderedSampler(len(files)),
-        batch_size=batch_size,
-        num_workers=auto_workers() if num_workers is None else num_workers,
-    )
-
-
-def view_loader(
-    dataset: ImageDataset, view: int, indices: Sequence[int], *, batch_size: int
-) -> DataLoader[Item]:
-    """The images at `indices` under one view, in order."""
-    keys = [(index, view) for index in indices]
-    return _loader(dataset, keys, batch_size=batch_size, num_workers=auto_workers())
-
-
-def auto_workers(processes: int = 1) -> int:
-    """Worker processes per loader, when `processes` on this machine each have one.
-
-    Decoding a 300×300 PNG and resizing it to 128 takes 3 ms of a core; on the CPU the forward pass
-    of ResNet-18 takes 40 and of VGG16 230, on all cores. There a worker takes from the model what
-    it gives (2 cores: 41 ms an image with none, 56 and 47 with one and two), so it gets a core only
-    where there are several more; a GPU leaves the cores free.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = (cores or 1) // processes
-    return min(8, max(0, share - 1)) if torch.cuda.is_available() else min(4, share // 4)
-
-
-def _loader(
-    dataset: Dataset[Item],
-    sampler: Sampler[tuple[int, int]] | Sequence[tuple[int, int]],
-    *,
-    batch_size: int,
-    num_workers: int,
-    drop_last: bool = False,
-) -> DataLoader[Item]:
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        drop_last=drop_last,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-        # the loader draws from it for its workers; from the global one, it would move training's
-        generator=torch.Generator().manual_seed(0),
-    )

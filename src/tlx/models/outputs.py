@@ -20,13 +20,16 @@ def num_outputs(loss: str, num_classes: int) -> int:
     return 1
 
 
-def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of every sample, (B,) float32, from logits (B, W) and class indices (B,)."""
+def sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of every sample, (B,) float32, from logits (B, W).
+
+    `targets` are class indices (B,), or probabilities (B, classes) float32.
+    """
     logits = logits.float()
     if logits.shape[1] == 1:
-        targets = labels.to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction="none")
-    return F.cross_entropy(logits, labels, reduction="none")
+        second = targets[:, 1] if targets.is_floating_point() else targets.float()
+        return F.binary_cross_entropy_with_logits(logits[:, 0], second, reduction="none")
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -36,6 +39,11 @@ def probabilities(logits: Tensor) -> Tensor:
         positive = torch.sigmoid(logits[:, 0])
         return torch.stack([1 - positive, positive], dim=1)
     return torch.softmax(logits, dim=1)
+
+
+def target_classes(targets: Tensor) -> Tensor:
+    """(B,) int64 of targets as `sample_losses` takes them: of probabilities the likeliest class."""
+    return targets.argmax(dim=1) if targets.is_floating_point() else targets
 
 
 def predicted(logits: Tensor) -> Tensor:

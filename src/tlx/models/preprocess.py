@@ -1,16 +1,18 @@
 """From a photograph to what a network expects: the numbers come with its weights."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tlx.data.images import Decoding
 from tlx.errors import UserError, unknown
 from tlx.models.catalog import family_of
 
 Triple = tuple[float, float, float]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 RESIZES = ("crop", "squash")
 
@@ -20,7 +22,8 @@ class Preprocess:
     """Sizes in pixels; `mean` and `std` per RGB channel, of values in 0–1.
 
     `resize='crop'` scales the shorter side to `resize_size` and cuts the centre out; 'squash'
-    scales both sides to `image_size`, whatever the aspect, as Keras does.
+    scales both sides to `image_size`, whatever the aspect, as Keras does. `alpha` and `icc` are of
+    decoding.
     """
 
     image_size: int
@@ -30,6 +33,8 @@ class Preprocess:
     mean: Triple
     std: Triple
     resize: str = "crop"
+    alpha: Literal["white", "black"] = "white"
+    icc: bool = False
 
     def __post_init__(self) -> None:
         from torchvision.transforms import InterpolationMode
@@ -43,8 +48,11 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, modes)
         if self.resize not in RESIZES:
             raise unknown("resize", self.resize, RESIZES)
-        if type(self.antialias) is not bool:
-            raise UserError(f"antialias={self.antialias!r}: it must be true or false")
+        if self.alpha not in ("white", "black"):
+            raise unknown("alpha", self.alpha, ("white", "black"))
+        for name in ("antialias", "icc"):
+            if type(getattr(self, name)) is not bool:
+                raise UserError(f"{name}={getattr(self, name)!r}: it must be true or false")
         for name in ("mean", "std"):
             if not _is_triple(getattr(self, name)):
                 raise UserError(f"{name}={getattr(self, name)!r}: it must be 3 numbers")
@@ -59,6 +67,7 @@ class Preprocess:
         *,
         image_size: int | None = None,
         resize: str = "crop",
+        decoding: Decoding = Decoding(),  # noqa: B008 — it is frozen
     ) -> "Preprocess":
         """What torchvision's weights `member` (None: the network's default) were evaluated with.
 
@@ -81,14 +90,26 @@ class Preprocess:
             mean=tuple(own.mean),
             std=tuple(own.std),
             resize=resize,
+            alpha=decoding.alpha,
+            icc=decoding.icc,
         )
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """An RGB image of any size → (3, image_size, image_size) uint8."""
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.alpha, self.icc)
+
+    def __call__(self, image: Image.Image, box: Box | None = None) -> Tensor:
+        """An RGB image of any size → (3, image_size, image_size) uint8.
+
+        With a `box`, that part alone, scaled to the whole: torchvision's RandomResizedCrop.
+        """
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as F
 
-        size = [self.resize_size] if self.resize == "crop" else [self.image_size] * 2
+        if box is not None:
+            image = image.crop(box)
+        to_crop = self.resize == "crop" and box is None
+        size = [self.resize_size] if to_crop else [self.image_size] * 2
         mode = InterpolationMode(self.interpolation)
         pixels: Any = image  # torchvision's annotations know tensors only
         pixels = F.resize(pixels, size, interpolation=mode, antialias=self.antialias)
@@ -109,7 +130,8 @@ class Preprocess:
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
         """The inverse of `to_dict`. Raises UserError for a missing, unknown or wrong value."""
         names = [field.name for field in fields(cls)]
-        if missing := [name for name in names if name not in values]:
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [name for name in required if name not in values]:
             raise UserError(f"preprocessing lacks {', '.join(missing)}")
         for name in values:
             if name not in names:

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from tlx.data.augment import Augment
-from tlx.data.datamodule import ImageData, ImageDataset, view_loader
+from tlx.data.datamodule import ImageData
+from tlx.data.datasets import ImageDataset
+from tlx.data.loaders import view_loader
 from tlx.data.manifest import Sample
 from tlx.files import write_json
 from tlx.models.classifier import Classifier

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tlx.data.augment import Augment
-from tlx.data.datamodule import Features, ImageData
+from tlx.data.datamodule import ImageData
+from tlx.data.datasets import Features
+from tlx.data.targets import TargetPolicy
 from tlx.errors import UserError
 from tlx.files import cache_dir
 from tlx.training.devices import choose_device
@@ -76,4 +78,9 @@ def image_data(job: Job) -> ImageData:
         num_workers=settings.num_workers,
         seed=job.config.seed,
         views=views(job.config),
+        decoding=job.model.preprocess.decoding,
+        policy=TargetPolicy(
+            job.config.label_smoothing, settings.soft_labels, settings.class_weights
+        ),
+        balanced=settings.sampling == "balanced",
     )

@@ -16,7 +16,6 @@ from torch.nn.utils import clip_grad_norm_
 from tlx.config import StageSpec
 from tlx.data.datamodule import Batch, ImageData
 from tlx.files import replace_atomically, write_json
-from tlx.models.outputs import sample_losses
 from tlx.training.module import StageModule
 from tlx.training.optim import build_optimizer
 from tlx.training.unfreezing import apply_stage
@@ -80,6 +79,7 @@ def sweep(  # noqa: PLR0913 — all but two by name
     """
     trial = copy.deepcopy(module).to(device)
     apply_stage(trial.classifier, module.stage)
+    trial.weigh(data.weights)
     unit = replace(module.stage, optimizer=replace(module.stage.optimizer, lr=1.0))
     optimizer = build_optimizer(unit, trial.classifier)
     shares = [group["lr"] for group in optimizer.param_groups]
@@ -87,11 +87,12 @@ def sweep(  # noqa: PLR0913 — all but two by name
     rates, losses = _ladder(steps), list[float]()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(module.seed)
-        for rate, (inputs, labels, _) in zip(rates, _batches(data, limit), strict=False):
+        for rate, batch in zip(rates, _batches(data, limit), strict=False):
+            inputs, targets, positions = (part.to(device) for part in batch)
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = sample_losses(trial(inputs.to(device)), labels.to(device)).mean()
+                loss = trial.train_losses(trial(inputs), targets, positions).mean()
             if not math.isfinite(loss.item()):
                 break
             losses.append(loss.item())

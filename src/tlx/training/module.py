@@ -11,17 +11,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tlx.config import StageSpec
 from tlx.models.classifier import Classifier
-from tlx.models.outputs import predicted, sample_losses
+from tlx.models.outputs import predicted, sample_losses, target_classes
 from tlx.models.preprocess import Preprocess
 from tlx.training.optim import build_optimizer, build_scheduler
 
 Batch = tuple[
     Tensor, Tensor, Tensor
-]  # uint8 images (B, 3, H, W), class indices (B,), positions (B,)
+]  # images (B, 3, H, W) uint8, targets as `sample_losses` takes them, positions (B,)
 
 
 class StageModule(LightningModule):
-    """Trains `classifier` through one stage; metrics are exact sums over samples and ranks."""
+    """Trains `classifier` through one stage; metrics are exact sums over samples and ranks.
+
+    train/loss is the mean of what is minimised: of losses times the samples' weights, against
+    targets that may be smoothed or mixed, of which train/accuracy takes the likeliest class.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class StageModule(LightningModule):
         self.seed = seed
         self.start = start
         self.channels_last = classifier.backbone.is_convolutional
+        self.weights: Tensor | None = None  # of the training images, in the manifest's order
         self._train_seen: list[Tensor] = []
         self._val_seen: list[Tensor] = []
 
@@ -51,6 +56,22 @@ class StageModule(LightningModule):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return self.classifier(inputs, self.start)  # type: ignore[no-any-return]
 
+    def on_fit_start(self) -> None:
+        trainer: Any = self.trainer
+        self.weigh(trainer.datamodule.weights)
+
+    def weigh(self, weights: Tensor | None) -> None:
+        """Count each training image so much; None: all the same."""
+        self.weights = weights if weights is None else weights.to(self.device)
+
+    def train_losses(self, logits: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
+        """(B,): the losses times the weights, whose mean is minimised.
+
+        A mixed image has its own weight, not its partner's.
+        """
+        losses = sample_losses(logits, targets)
+        return losses if self.weights is None else losses * self.weights[positions]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout draws from (seed, stage, epoch, step), not from what ran before."""
         place = f"{self.seed}/{self.stage.name}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
@@ -60,17 +81,16 @@ class StageModule(LightningModule):
             torch.cuda.manual_seed(number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, labels, positions = batch
+        inputs, targets, positions = batch
         logits = self(inputs)
-        losses = sample_losses(logits, labels)
-        self._train_seen.append(_outcome(logits, losses, labels, positions))
+        losses = self.train_losses(logits, targets, positions)
+        self._train_seen.append(_outcome(logits, losses, targets))
         return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        inputs, labels, positions = batch
+        inputs, labels, _ = batch
         logits = self(inputs)
-        losses = sample_losses(logits, labels)
-        self._val_seen.append(_outcome(logits, losses, labels, positions))
+        self._val_seen.append(_outcome(logits, sample_losses(logits, labels), labels))
 
     def on_validation_epoch_end(self) -> None:
         """Val follows each epoch's last step; callbacks' `on_train_epoch_end` then has both."""
@@ -78,13 +98,12 @@ class StageModule(LightningModule):
         self._log("val", self._val_seen)
 
     def _log(self, split: str, seen: list[Tensor]) -> None:
-        """Mean loss and accuracy of the epoch, summed in the samples' order on every rank."""
+        """Mean loss and accuracy of the epoch, added up in the same order on every rank."""
         outcomes = torch.cat([rows.cpu() for rows in seen])
         seen.clear()
         if self.trainer.world_size > 1:
             outcomes = _gather(outcomes, self.trainer.world_size)
-        outcomes = outcomes[torch.argsort(outcomes[:, 0], stable=True)].double()
-        loss, accuracy = outcomes[:, 1].mean(), outcomes[:, 2].mean()
+        loss, accuracy = outcomes.double().sort(dim=0).values.mean(dim=0)
         self.log_dict(
             {f"{split}/loss": loss.float(), f"{split}/accuracy": accuracy.float()},
             prog_bar=True,
@@ -92,7 +111,7 @@ class StageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the running epoch has seen, so that its mean is whole after a resume."""
-        seen = torch.cat([torch.empty(0, 3), *(rows.cpu() for rows in self._train_seen)])
+        seen = torch.cat([torch.empty(0, 2), *(rows.cpu() for rows in self._train_seen)])
         if self.trainer.world_size > 1:
             seen = _gather(seen, self.trainer.world_size)
         checkpoint["train_seen"] = seen
@@ -120,10 +139,10 @@ class StageModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
 
-def _outcome(logits: Tensor, losses: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
-    """(B, 3) float32 on the model's device: position, loss, 1 where the sample was right."""
-    right = predicted(logits) == labels
-    return torch.stack([positions.float(), losses.detach(), right.float()], dim=1)
+def _outcome(logits: Tensor, losses: Tensor, targets: Tensor) -> Tensor:
+    """(B, 2) float32 on the model's device: loss, 1 where the sample was right."""
+    right = predicted(logits) == target_classes(targets)
+    return torch.stack([losses.detach(), right.float()], dim=1)
 
 
 def _gather(rows: Tensor, world_size: int) -> Tensor:

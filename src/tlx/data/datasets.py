@@ -1,0 +1,122 @@
+"""Single items: an image or its features, what training aims at with it, and its index."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tlx.data import augment as augmentation
+from tlx.data.augment import Augment, AugmentParams
+from tlx.data.images import Decoding, UnreadableImage, load_rgb
+from tlx.data.mixing import Mix
+from tlx.data.targets import ProbabilityTargets
+from tlx.errors import UserError
+
+Target = int | Tensor  # a class index, or the probabilities of the classes (C,) float32
+Item = tuple[Tensor, Target, int]  # (3, H, W) uint8, target, index in the data set
+
+
+class Preprocess(Protocol):
+    def __call__(self, image: Image.Image, box: tuple[int, int, int, int] | None) -> Tensor:
+        """An RGB image, or its part within the box → (3, H, W) uint8, always of the same size."""
+
+
+class ImageDataset(Dataset[Item]):
+    """Items are asked for by (index, view). Without `augment` every view is the same.
+
+    `keys` (one per file, see `sample_key`) and `seed` are what the augmentation is drawn from.
+    `targets` are class indices or, which mixing needs, probabilities.
+    """
+
+    def __init__(  # noqa: PLR0913 — four of them by name
+        self,
+        files: Sequence[Path],
+        targets: Sequence[int] | ProbabilityTargets,
+        preprocess: Preprocess,
+        *,
+        decoding: Decoding = Decoding(),  # noqa: B008 — it is frozen
+        augment: Augment | None = None,
+        keys: Sequence[int] = (),
+        seed: int = 0,
+    ) -> None:
+        self.files = files
+        self.targets = targets
+        self.preprocess = preprocess
+        self.decoding = decoding
+        self.augment = augment
+        self.keys = keys
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, item: tuple[int, int]) -> Item:
+        """Raises UserError when the file cannot be read any more."""
+        index, view = item
+        params = self._draw(index, view)
+        image = self._picture(index, params)
+        if params is not None and params.mix is not None:
+            partner = self._partner(params.mix)
+            other = self._picture(partner, self._draw(partner, view))
+            image = augmentation.mix(image, other, params)
+        return image, self._target(index, params), index
+
+    def target(self, index: int, view: int) -> Target:
+        """As the item has it; without reading the image."""
+        mixes = self.augment is not None and (self.augment.mixup > 0 or self.augment.cutmix > 0)
+        return self._target(index, self._draw(index, view) if mixes else None)
+
+    def _target(self, index: int, params: AugmentParams | None) -> Target:
+        own = self.targets[index]
+        if params is None or params.mix is None or isinstance(own, int):
+            return own
+        other = torch.as_tensor(self.targets[self._partner(params.mix)])
+        return other.lerp(own, params.mix.lam)
+
+    def _partner(self, mix: Mix) -> int:
+        return int(mix.partner * len(self))
+
+    def _draw(self, index: int, view: int) -> AugmentParams | None:
+        if self.augment is None:
+            return None
+        return self.augment.draw(self.seed, view, self.keys[index])
+
+    def _picture(self, index: int, params: AugmentParams | None) -> Tensor:
+        """The image as augmentation leaves it, before it is mixed with another."""
+        try:
+            image = load_rgb(self.files[index], self.decoding)
+        except UnreadableImage as error:
+            # a plain UserError, because a worker process can only pass on one with one argument
+            raise UserError(f"{error}. Restore the file or remove it, then run again.") from error
+        if params is None:
+            return self.preprocess(image, None)
+        box = augmentation.crop_box(params, *image.size)
+        return augmentation.apply(self.preprocess(image, box), params)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What frozen blocks make of the images, in the manifest's order: (images, …) each."""
+
+    train: Sequence[Tensor]  # one for each view
+    val: Tensor
+
+
+class FeatureDataset(Dataset[Item]):
+    """Items by (index, view), as those of `images`, with features in place of the images."""
+
+    def __init__(self, views: Sequence[Tensor], images: ImageDataset) -> None:
+        self.views = views
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> Item:
+        index, view = item
+        return self.views[view][index], self.images.target(index, view), index
