@@ -1,56 +1,90 @@
-"""python -m tlx.evaluate: a finished run's metrics, again."""
+"""python -m tlx.evaluate: a run's metrics, again, or what an interruption left undone."""
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tlx.commands import command, own_arguments
-from tlx.config import override, parse, saved_config
-from tlx.errors import UserError
+from tlx.config import Config, override, parse, saved_config
+from tlx.errors import UserError, unknown
 
 HELP = """\
 tlx evaluate: metrics and predictions again, from a finished run.
 
   python -m tlx.evaluate run=RUN [split=test]
 
-  run=RUN           a finished run's folder
-  split=test        train | val | test
+  run=RUN           a run's folder; one that was interrupted after training is made whole
+  split=test        train | val | test | all
   data.root=DIR     where the images are now, if they were moved
 """
+SPLITS = ("train", "val", "test", "all")
 
 
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     own = own_arguments(arguments, {"run": None, "split": "test", "data.root": ""})
     run, split = Path(own["run"]), own["split"]
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     raw = saved_config(run)
     if own["data.root"]:
         raw = override(raw, {"data.root": own["data.root"]})
     config = parse(raw)
+    if not (run / "model").is_dir():
+        _complete(config, run)
+        if split in ("val", "test"):
+            return
+    _evaluate(config, run, split)
 
+
+def _evaluate(config: Config, run: Path, split: str) -> None:
     from tlx.data.manifest import Manifest
     from tlx.data.sources import data_root
-    from tlx.evaluation.predictions import Compute
-    from tlx.evaluation.results import evaluate_samples, show
+    from tlx.evaluation.results import compute_of, probabilities_of, settings_of, write_split
+    from tlx.evaluation.tables import show
     from tlx.files import write_json
     from tlx.models.folder import load_model
-    from tlx.training.devices import choose_device, choose_precision
 
     model = load_model(run / "model")
-    root = data_root(config.data.source, Path(config.data.root) if config.data.root else None)
-    samples = Manifest.read(run / "manifest.csv", root).split(split)
+    manifest = Manifest.read(run / "manifest.csv", data_root(config.data))
+    if manifest.classes != model.classes:
+        raise UserError(
+            f"the classes of {run / 'manifest.csv'} are not those of the model, in its order: "
+            f"{', '.join(manifest.classes)}; {', '.join(model.classes)}."
+        )
+    samples = manifest.samples if split == "all" else manifest.split(split)
     if not samples:
         raise UserError(f"{run} has no {split} images; see split in its manifest.csv.")
-    precision = choose_precision(config.trainer)
-    device = choose_device(config.trainer.accelerator)
-    compute = Compute(device, precision == "bf16-mixed", config.data.batch_size)
-    output = run / "predictions" / f"{split}.csv"
+    probabilities = probabilities_of(model, samples, manifest.root, compute_of(config))
     path = run / "metrics.json"
     metrics = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    metrics[split] = evaluate_samples(model, samples, root, output, compute)
+    metrics[split] = write_split(run, split, model, samples, probabilities)
     write_json(path, metrics)
-    show({split: metrics[split]})
+    show({split: metrics[split], **settings_of(model)})
+
+
+def _complete(config: Config, run: Path) -> None:
+    """What training does after its last stage, from that stage's weights."""
+    if not any((run / "checkpoints").glob("*/done.json")):
+        raise UserError(f"{run} has no trained stage; python -m tlx.train resume={run} trains it.")
+    from tlx.evaluation.results import finish
+    from tlx.training.job import hold, prepare
+    from tlx.training.run import train_stages
+
+    with hold(run):
+        job = prepare(config, run)
+        names = [stage.name for stage in job.config.stages]
+        missing = [n for n in names if not (run / "checkpoints" / n / "done.json").exists()]
+        if missing:
+            raise UserError(
+                f"{run} was interrupted in training: {', '.join(missing)} is not done. "
+                f"python -m tlx.train resume={run} goes on."
+            )
+        stages = train_stages(job)  # all are done: this reads their weights
+        started = time.monotonic() - sum(stage.seconds for stage in stages)
+        finish(job, stages, with_test=True, started=started)
 
 
 if __name__ == "__main__":

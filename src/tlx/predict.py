@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tlx.commands import command, own_arguments
@@ -18,6 +19,7 @@ tlx predict: the predicted class and the probability of every class, for images.
   output=FILE       the CSV to write (default: predictions.csv)
   batch_size=32     images at a time
   on_error=error    an unreadable image: error | skip (named)
+  calibrated=false  true: probabilities by the temperature that was fitted on val
 """
 
 
@@ -31,8 +33,11 @@ def main(arguments: Sequence[str]) -> None:
             "output": "predictions.csv",
             "batch_size": "32",
             "on_error": "error",
+            "calibrated": "false",
         },
     )
+    if own["calibrated"] not in ("true", "false"):
+        raise UserError(f"calibrated={own['calibrated']} is not valid; it takes true | false.")
     if not own["batch_size"].isdigit() or own["batch_size"] == "0":
         raise UserError(f"batch_size={own['batch_size']}: give a whole number above 0.")
     if own["on_error"] not in ("error", "skip"):
@@ -40,8 +45,12 @@ def main(arguments: Sequence[str]) -> None:
     run, output = Path(own["run"]), Path(own["output"])
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
+    import numpy as np
+
     from tlx.data.sources import find_images
-    from tlx.evaluation.predictions import Compute, Predictions, predict
+    from tlx.evaluation.calibration import calibrated
+    from tlx.evaluation.prediction_file import Predictions
+    from tlx.evaluation.predictions import Compute, predict
     from tlx.models.folder import load_model
     from tlx.training.devices import choose_device
 
@@ -50,7 +59,16 @@ def main(arguments: Sequence[str]) -> None:
     compute = Compute(choose_device("auto"), bf16=False, batch_size=int(own["batch_size"]))
     probabilities = predict(model, files, compute)
     paths = [file.relative_to(root).as_posix() for file in files]
-    predictions = Predictions(paths, None, probabilities, model.classes)
+    decision = model.decision
+    if own["calibrated"] == "true":
+        if model.temperature is None:
+            raise UserError(f"{run}: no temperature was fitted on val; use calibrated=false.")
+        probabilities = calibrated(probabilities, model.temperature)
+        if decision is not None:  # the same images stay above it
+            pair = np.array([[1 - decision.threshold, decision.threshold]])
+            threshold = float(calibrated(pair, model.temperature)[0, 1])
+            decision = replace(decision, threshold=threshold)
+    predictions = Predictions(paths, None, probabilities, model.classes, decision)
     predictions.write(output)
     counts = Counter(predictions.predicted)
     print(f"{len(files)} images: " + ", ".join(f"{n} {name}" for name, n in counts.most_common()))

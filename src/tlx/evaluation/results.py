@@ -1,87 +1,150 @@
-"""A split's predictions and figures: into the run's folder and onto the screen."""
+"""A run's end: the model kept, its splits evaluated, the figures into the run's folder."""
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from numpy.typing import NDArray
 
+from tlx.config import Config
+from tlx.data.augment import Augment
 from tlx.data.manifest import Sample
+from tlx.evaluation.calibration import calibrated, fit_temperature, reliability
+from tlx.evaluation.captured import kept_features
+from tlx.evaluation.classification_report import classification_report
+from tlx.evaluation.environment import environment
 from tlx.evaluation.metrics import evaluate
-from tlx.evaluation.predictions import Compute, Predictions, predict
+from tlx.evaluation.prediction_file import Predictions, nine_digits
+from tlx.evaluation.predictions import Compute, predict
+from tlx.evaluation.tables import show
+from tlx.evaluation.threshold import choose_threshold
 from tlx.files import write_json
+from tlx.models.decision import decide, positive_class
 from tlx.models.folder import SavedModel, save_model
-from tlx.training.devices import choose_device
+from tlx.training.devices import choose_device, choose_precision
 from tlx.training.job import Job
 from tlx.training.run import StageResult
 
-
-def evaluate_samples(
-    model: SavedModel, samples: Sequence[Sample], root: Path, output: Path, compute: Compute
-) -> dict[str, Any]:
-    """Write the predictions for `samples` to `output`; what metrics.json says of them."""
-    files = [root / sample.path for sample in samples]
-    probabilities = predict(model, files, compute)
-    labels = [sample.label for sample in samples]
-    paths = [sample.path for sample in samples]
-    Predictions(paths, labels, probabilities, model.classes).write(output)
-    return evaluate(probabilities, np.array([model.classes.index(label) for label in labels]))
+log = logging.getLogger(__name__)
 
 
 def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started: float) -> None:
-    """Save the model; evaluate it on val and, once, on test; write metrics.json, last of all."""
-    save_model(job.folder / "model", job.model, job.architecture)
-    trainer = job.config.trainer
-    compute = Compute(
-        choose_device(trainer.accelerator),
-        job.precision == "bf16-mixed",
-        job.config.data.batch_size,
-    )
+    """Fix temperature and threshold on val, save the model, evaluate on val and, once, on test.
+
+    metrics.json is written last of all.
+    """
+    compute = compute_of(job.config)
+    found: dict[str, NDArray[np.float64]] = {}
+    samples: dict[str, Sequence[Sample]] = {}
+    for split in ("val", "test") if with_test else ("val",):
+        limit = job.config.trainer.limit_eval
+        end = None if limit is None else limit * compute.batch_size
+        samples[split] = job.manifest.split(split)[:end]
+        features = job.folder / "predictions" / f"{split}_features.npy"
+        with kept_features(job.model.classifier, features):
+            found[split] = probabilities_of(job.model, samples[split], job.manifest.root, compute)
+    model = fixed_on_val(job.model, found["val"], samples["val"], job.config)
+    save_model(job.folder / "model", model, job.architecture)
     metrics: dict[str, Any] = {}
-    for split in ("test", "val") if with_test else ("val",):
-        samples = job.manifest.split(split)
-        if trainer.limit_eval is not None:
-            samples = samples[: trainer.limit_eval * compute.batch_size]
-        if samples:
-            output = job.folder / "predictions" / f"{split}.csv"
-            root = job.manifest.root
-            metrics[split] = evaluate_samples(job.model, samples, root, output, compute)
+    for split in reversed(found):
+        if samples[split]:
+            metrics[split] = write_split(job.folder, split, model, samples[split], found[split])
+        else:
+            log.warning("No %s images: nothing is said of %s.", split, split)
+    metrics |= settings_of(model)
     metrics["stages"] = [asdict(stage) for stage in stages]
+    metrics["environment"] = environment()
     metrics["seconds"] = round(time.monotonic() - started, 3)
     write_json(job.folder / "metrics.json", metrics)
     show(metrics)
     print(f"The run is in {job.folder}")
 
 
-def show(metrics: Mapping[str, Any]) -> None:
-    """The stages and the results, as tables on the screen."""
-    console = Console()
-    if stages := metrics.get("stages"):
-        table = Table(title="Stages")
-        for column in ("stage", "learns from", "epochs", "best", "trainable", "of", "time"):
-            table.add_column(
-                column, justify="left" if column in ("stage", "learns from") else "right"
-            )
-        for s in stages:
-            table.add_row(
-                s["name"], s["train_from"], str(s["epochs"]), str(s["best_epoch"]),
-                f"{s['trainable_parameters']:,}", f"{s['total_parameters']:,}",
-                f"{s['seconds']:.0f} s",
-            )  # fmt: skip
-        console.print(table)
-    table = Table(title="Results")
-    for column in ("split", "images", "accuracy", "95 % interval", "macro F1", "loss"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split in ("val", "test"):
-        if split in metrics:
-            m = metrics[split]
-            low, high = m["accuracy_ci95"]
-            table.add_row(
-                split, str(m["n"]), f"{m['accuracy']:.4f}", f"{low:.4f} to {high:.4f}",
-                f"{m['macro_f1']:.4f}", f"{m['loss']:.4f}",
-            )  # fmt: skip
-    console.print(table)
+def compute_of(config: Config) -> Compute:
+    """How a run's images are evaluated, by its settings."""
+    return Compute(
+        choose_device(config.trainer.accelerator),
+        choose_precision(config.trainer) == "bf16-mixed",
+        config.data.batch_size,
+        config.data.num_workers,
+        tta=config.tta,
+        augment=Augment(**asdict(config.augment)),
+        seed=config.seed,
+    )
+
+
+def probabilities_of(
+    model: SavedModel, samples: Sequence[Sample], root: Path, compute: Compute
+) -> NDArray[np.float64]:
+    """(samples, classes), with the digits that the predictions file has."""
+    if not samples:
+        return np.zeros((0, len(model.classes)))
+    return nine_digits(predict(model, [root / sample.path for sample in samples], compute))
+
+
+def fixed_on_val(
+    model: SavedModel,
+    probabilities: NDArray[np.float64],
+    samples: Sequence[Sample],
+    config: Config,
+) -> SavedModel:
+    """The model with the temperature and, where one is asked for, the threshold that suit val."""
+    known, labels = _labelled(model, samples)
+    probabilities = probabilities[known]
+    temperature = fit_temperature(probabilities, labels)
+    if temperature is None:
+        log.info("No temperature is fitted: on val none is the best.")
+    decision = None
+    if config.threshold is not None:
+        positive = positive_class(config.positive, model.classes)
+        decision = choose_threshold(probabilities, labels, positive=positive, aim=config.threshold)
+    return replace(model, temperature=temperature, decision=decision)
+
+
+def settings_of(model: SavedModel) -> dict[str, Any]:
+    """What was chosen on val, as metrics.json says it."""
+    if model.decision is None:
+        return {"temperature": model.temperature}
+    threshold = asdict(model.decision) | {"positive": model.classes[model.decision.positive]}
+    return {"temperature": model.temperature, "threshold": threshold}
+
+
+def write_split(
+    run: Path,
+    split: str,
+    model: SavedModel,
+    samples: Sequence[Sample],
+    probabilities: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Write predictions and classification report; what metrics.json says of the split."""
+    paths, names = [s.path for s in samples], [s.label for s in samples]
+    output = run / "predictions" / f"{split}.csv"
+    Predictions(paths, names, probabilities, model.classes, model.decision).write(output)
+    known, labels = _labelled(model, samples)
+    if not len(known):
+        return {"n": len(samples), "notes": ["No image has a label: there is nothing to compare."]}
+    probabilities = probabilities[known]
+    predicted = decide(probabilities, model.decision)
+    metrics = evaluate(probabilities, labels, model.classes, predicted=predicted)
+    if model.temperature is not None and split != "val":
+        mended = calibrated(probabilities, model.temperature)
+        metrics["ece_calibrated"] = reliability(mended, labels).ece
+    if without := len(samples) - len(known):
+        metrics["notes"].append(f"{without} images without a label are left out.")
+    report = classification_report(metrics)
+    output.with_name(f"{split}_report.txt").write_text(report, "utf-8", errors="replace")
+    return metrics
+
+
+def _labelled(
+    model: SavedModel, samples: Sequence[Sample]
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Which samples have a label, and their classes' indices."""
+    index = {name: i for i, name in enumerate(model.classes)}
+    labels = np.array([index.get(sample.label, -1) for sample in samples], dtype=np.int64)
+    known = np.flatnonzero(labels >= 0)
+    return known, labels[known]

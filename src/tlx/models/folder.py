@@ -13,6 +13,7 @@ from tlx.errors import UserError
 from tlx.files import replace_atomically, write_json
 from tlx.models.backbones import build_backbone
 from tlx.models.classifier import Classifier
+from tlx.models.decision import Decision
 from tlx.models.heads import Head
 from tlx.models.preprocess import Preprocess
 
@@ -62,9 +63,13 @@ def load_weights(path: Path, classifier: Classifier) -> None:
 
 @dataclass(frozen=True)
 class SavedModel:
+    """`temperature` divides the logits of calibrated probabilities; None: none was fitted."""
+
     classifier: Classifier
     preprocess: Preprocess
     classes: tuple[str, ...]
+    temperature: float | None = None
+    decision: Decision | None = None  # None: the likeliest class
 
 
 def save_model(folder: Path, model: SavedModel, architecture: Architecture) -> None:
@@ -75,6 +80,8 @@ def save_model(folder: Path, model: SavedModel, architecture: Architecture) -> N
         "architecture": asdict(architecture),
         "classes": list(model.classes),
         "preprocess": model.preprocess.to_dict(),
+        "temperature": model.temperature,
+        "decision": asdict(model.decision) if model.decision is not None else None,
     }
     write_json(folder / "model.json", description)
 
@@ -91,7 +98,14 @@ def load_model(folder: Path) -> SavedModel:
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
     preprocess = Preprocess.from_dict(description["preprocess"])
-    return SavedModel(classifier, preprocess, tuple(description["classes"]))
+    decision = description.get("decision")
+    return SavedModel(
+        classifier,
+        preprocess,
+        tuple(description["classes"]),
+        temperature=description.get("temperature"),
+        decision=Decision(**decision) if decision is not None else None,
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:

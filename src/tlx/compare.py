@@ -1,0 +1,80 @@
+"""python -m tlx.compare: runs side by side."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlx.commands import command, split_arguments
+from tlx.config import saved_config
+from tlx.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from tlx.evaluation.comparison import Run
+
+HELP = """\
+tlx compare: runs side by side, with intervals.
+
+  python -m tlx.compare RUN RUN… [split=test] [output=FOLDER]
+
+  RUN             a finished run's folder, or a sweep's: each of its trials
+  split=test      val | test
+  output=FOLDER   write runs.csv, pairs.csv, seeds.csv and compare.png there
+
+Pairs of runs on the same images get McNemar's exact test. Runs that differ in nothing but seed or
+data.fold are also taken together: mean, standard deviation, range and t-interval.
+"""
+
+
+@command(HELP)
+def main(arguments: Sequence[str]) -> None:
+    own, folders = split_arguments(arguments, {"split": "test", "output": ""})
+    for argument in folders:
+        if "=" in argument and not Path(argument).exists():
+            raise unknown("argument", argument.partition("=")[0], own)
+    if own["split"] not in ("val", "test"):
+        raise unknown("split", own["split"], ("val", "test"))
+    places = [place for folder in folders for place in _trials(Path(folder))]
+    if len(set(places)) < 2:
+        raise UserError("give two runs or more: python -m tlx.compare RUN RUN.")
+    from tlx.evaluation.comparison import compare_pairs, groups
+    from tlx.evaluation.comparison_output import show_comparison, write_comparison
+
+    runs = _read(list(dict.fromkeys(places)), own["split"])
+    pairs, seeds = compare_pairs(runs), groups(runs)
+    show_comparison(runs, pairs, seeds, own["split"])
+    if own["output"]:
+        write_comparison(Path(own["output"]), runs, pairs, seeds, own["split"])
+        print(f"Written to {own['output']}")
+
+
+def _trials(folder: Path) -> list[Path]:
+    """The run itself, or the finished ones below a sweep's folder, in its order."""
+    from tlx.data.manifest import natural_key
+
+    if (folder / ".hydra").is_dir() or (folder / "metrics.json").is_file():
+        return [folder]
+    if trials := [path.parent for path in folder.glob("*/metrics.json")]:
+        return sorted(trials, key=lambda trial: natural_key(trial.name))
+    raise UserError(f"{folder} holds no finished run: there is no metrics.json in or below it.")
+
+
+def _read(places: Sequence[Path], split: str) -> "list[Run]":
+    from tlx.evaluation.comparison import read_run
+
+    names = [place.resolve().name for place in places]
+    runs = []
+    for place, name in zip(places, names, strict=True):
+        path = place / "metrics.json"
+        metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if "accuracy" not in metrics.get(split, {}):
+            command = f"python -m tlx.evaluate run={place} split={split}"
+            raise UserError(f"{place} has no results on {split}; {command} makes them.")
+        shown = name if names.count(name) == 1 else str(place)
+        runs.append(read_run(place, shown, split, saved_config(place), metrics[split]))
+    return runs
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,87 @@
+"""python -m tlx.evaluate: again, and on a run that was interrupted before its evaluation."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from tlx import evaluate, predict, train
+from tlx.evaluation.calibration import calibrated
+
+SMALL = [
+    "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder", "data.image_size=32",
+    "stage=head", "stage.head.epochs=1", "trainer=cpu", "data.num_workers=0",
+    "data.keep_together=none", "verbosity=quiet", "report=none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, make_folder):
+    images, folder = make_folder(tmp_path_factory.mktemp("images")), tmp_path_factory.mktemp("run")
+    arguments = [*SMALL, f"data.root={images}", f"hydra.run.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tlx.train", *arguments])
+        train.main(arguments)
+    return folder, images
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+def read(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key != "seconds"}
+
+
+def test_an_interrupted_run_is_made_whole(run):
+    before, predictions = read(run), (run / "predictions/test.csv").read_text()
+    description = (run / "model/model.json").read_text()
+    for folder in ("model", "predictions"):
+        shutil.rmtree(run / folder)
+    (run / "metrics.json").unlink()
+    evaluate.main([f"run={run}"])
+    assert read(run) == before
+    assert (run / "predictions/test.csv").read_text() == predictions
+    assert (run / "model/model.json").read_text() == description
+
+    evaluate.main([f"run={run}", "split=all"])
+    after = read(run)
+    assert after["all"]["n"] == 24
+    assert after["test"] == before["test"]
+
+    shutil.rmtree(run / "model")
+    (run / "checkpoints/head/done.json").unlink()
+    with pytest.raises(SystemExit):
+        evaluate.main([f"run={run}"])
+    assert not (run / "model").exists()
+
+
+def test_an_unknown_split_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([f"run={tmp_path}", "split=tset"])
+    assert "Did you mean test" in capsys.readouterr().err
+
+
+def test_predict_calibrates_on_demand(run, trained, tmp_path, capsys):
+    description = json.loads((run / "model/model.json").read_text())
+    found = {}
+    description["temperature"] = 2.0
+    (run / "model/model.json").write_text(json.dumps(description))
+    for wanted in ("false", "true"):
+        output = tmp_path / f"{wanted}.csv"
+        predict.main(
+            [f"run={run}", f"images={trained[1]}", f"output={output}", f"calibrated={wanted}"]
+        )
+        found[wanted] = np.loadtxt(output, delimiter=",", skiprows=1, usecols=(2, 3, 4))
+    np.testing.assert_allclose(found["true"], calibrated(found["false"], 2.0), atol=1e-8)
+    assert abs(found["true"] - found["false"]).max() > 1e-4
+
+    description["temperature"] = None
+    (run / "model/model.json").write_text(json.dumps(description))
+    with pytest.raises(SystemExit):
+        predict.main([f"run={run}", f"images={trained[1]}", "calibrated=true"])
+    assert "no temperature was fitted" in capsys.readouterr().err
