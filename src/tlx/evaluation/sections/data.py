@@ -1,0 +1,123 @@
+"""What a run was trained on: the images, their classes and splits, and the augmentation."""
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tlx.data.augment import Augment
+from tlx.data.datamodule import ImageData
+from tlx.data.manifest import SPLITS, Manifest, Sample
+from tlx.errors import UserError
+from tlx.evaluation import figures
+from tlx.evaluation.examples import in_turn
+from tlx.evaluation.finished import FinishedRun
+from tlx.evaluation.shown import Picture, ShownFigure, by, figure, percent, picture, thumbnail
+
+MOST_ROWS = 60
+EXAMPLES = 12
+DRAWS = 16
+
+
+def data(run: FinishedRun) -> dict[str, Any]:
+    if run.manifest is None:
+        return {}
+    manifest = run.manifest
+    counted = Counter((sample.label, sample.split) for sample in manifest.samples)
+    splits = [split for split in SPLITS if manifest.split(split)]
+    rows = [
+        (name, [counted[name, split] for split in splits], sum(counted[name, s] for s in splits))
+        for name in manifest.classes
+    ]
+    rows.sort(key=lambda row: -row[2])
+    return {
+        "splits": splits,
+        "rows": rows[:MOST_ROWS],
+        "left_out": len(rows) - len(rows[:MOST_ROWS]),
+        "total": [len(manifest.split(split)) for split in splits],
+        "images": len(manifest.samples),
+        "sizes": _sizes(manifest),
+        "groups": len({sample.group for sample in manifest.samples if sample.group}),
+        "findings": run.findings,
+        "figures": _distribution(manifest, splits),
+        "examples": _examples(run, manifest) if run.has_images else [],
+        "draws": _draws(run, manifest) if run.has_images else [],
+    }
+
+
+def _sizes(manifest: Manifest) -> str:
+    """The range of the images' sides in pixels, where the manifest knows them."""
+    known = [s for s in manifest.samples if s.width > 0]
+    if not known:
+        return ""
+    widths, heights = [s.width for s in known], [s.height for s in known]
+    if min(widths) == max(widths) and min(heights) == max(heights):
+        return f"all {by(widths[0], heights[0])} pixels"
+    return f"{by(min(widths), min(heights))} to {by(max(widths), max(heights))} pixels"
+
+
+def _distribution(manifest: Manifest, splits: list[str]) -> list[ShownFigure]:
+    index = {name: i for i, name in enumerate(manifest.classes)}
+    counts = {
+        split: np.bincount(
+            [index[s.label] for s in manifest.split(split)], minlength=len(manifest.classes)
+        )
+        for split in splits
+    }
+    total = np.sum(list(counts.values()), axis=0)
+    most, least = int(total.argmax()), int(total.argmin())
+    finding = (
+        f"the largest class is {manifest.classes[most]} with {total[most]:,} images "
+        f"({percent(total[most] / total.sum())}), the smallest {manifest.classes[least]} with "
+        f"{total[least]:,}"
+    )
+    return [
+        figure(
+            figures.class_distribution(counts, manifest.classes),
+            f"Bars of the images of each class, by split: {finding}.",
+            "Images of each class, by split.",
+        ),
+        figure(
+            figures.class_shares(total, manifest.classes),
+            f"Pie of the classes' shares: {finding}.",
+            "Shares of the classes, over all splits.",
+        ),
+    ]
+
+
+def _examples(run: FinishedRun, manifest: Manifest) -> list[Picture]:
+    """Training images of each class in turn, spread over the class."""
+    train = manifest.split("train")
+    labels = np.array([manifest.classes.index(sample.label) for sample in train], dtype=np.int64)
+    # multiples of the golden ratio modulo 1: any first few lie far from each other
+    spread = np.argsort(np.arange(len(train)) * 0.6180339887498949 % 1, kind="stable")
+    chosen = in_turn([int(i) for i in spread], labels[spread], EXAMPLES)
+    return [shown for i in chosen if (shown := _example(run, train[i])) is not None]
+
+
+def _example(run: FinishedRun, sample: Sample) -> Picture | None:
+    pixels = thumbnail(run.file(sample.path), run.decoding)
+    if pixels is None:
+        return None
+    return picture(pixels, f"training image {sample.path}: {sample.label}", (sample.label,))
+
+
+def _draws(run: FinishedRun, manifest: Manifest) -> list[Picture]:
+    """One training image as the network gets it in 16 epochs; nothing without augmentation."""
+    if run.config is None or run.model is None or not manifest.split("train"):
+        return []
+    augment = Augment(**asdict(run.config.augment))
+    if not augment.is_random:
+        return []
+    images = ImageData(
+        manifest, run.model.preprocess, augment=augment, batch_size=1, num_workers=0,
+        seed=run.config.seed, decoding=run.decoding,
+    ).dataset("train")  # fmt: skip
+    try:
+        views = [
+            images[len(images) // 2, view][0].permute(1, 2, 0).numpy() for view in range(DRAWS)
+        ]
+    except UserError:
+        return []
+    return [picture(view, f"augmented view {i}") for i, view in enumerate(views, 1)]
