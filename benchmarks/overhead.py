@@ -23,7 +23,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from tlx.config import compose, parse
-from tlx.data.datamodule import Features
+from tlx.data.datasets import Features
 from tlx.training import run as runs
 from tlx.training.inputs import image_data
 from tlx.training.job import prepare
@@ -87,7 +87,7 @@ def prepared(folder: Path, images: Path) -> tuple[runs.Job, Any]:
                 "backbone=resnet18", "backbone.weights=null", "data=folder",
                 f"data.root={images}", "data.image_size=32", "stage=head",
                 f"stage.head.epochs={EPOCHS}", "trainer=cpu", "trainer.precision=32",
-                "trainer.progress=false", "data.num_workers=0",
+                "verbosity=plain", "data.num_workers=0", "data.keep_together=none",
             ]
         )
     )  # fmt: skip

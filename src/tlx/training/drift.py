@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 from tlx.models.classifier import Classifier
 from tlx.models.outputs import sample_losses
 from tlx.training.module import Batch
-from tlx.training.progress import Scalars
+from tlx.training.scalars import Scalars
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from tlx.config import Config
+from tlx.data.checks import find_problems, write_findings
 from tlx.data.manifest import Manifest
+from tlx.data.scan import scan, verify
+from tlx.data.sources import data_root
 from tlx.files import locked
+from tlx.models.decision import positive_class
 from tlx.models.folder import Architecture, SavedModel, build_classifier
+from tlx.models.preprocess import Preprocess
 from tlx.models.weights import resolve_weights
 from tlx.training.devices import choose_precision
 from tlx.training.drift import Statistics, statistics
@@ -61,8 +66,12 @@ def prepare(config: Config, folder: Path) -> Job:
     if not is_first_process():
         logging.getLogger("tlx").setLevel(logging.WARNING)
     weights = resolve_weights(config.backbone.name, config.backbone.weights)
-    manifest = read_manifest(config)
+    manifest = _manifest(config, folder)
+    if config.threshold is not None:
+        positive_class(config.positive, manifest.classes)  # raises for another, or several classes
     preprocess = preprocessing(config, weights.enum if weights else None)
+    if is_first_process():
+        _tell_problems(manifest, preprocess, folder)
     design = architecture(config, len(manifest.classes), preprocess)
     torch.manual_seed(config.seed)
     classifier = build_classifier(design, weights.state_dict if weights else None)
@@ -73,9 +82,30 @@ def prepare(config: Config, folder: Path) -> Job:
     is_held = any(stage.l2_sp is not None for stage in config.stages)
     pretrained = pretrained_weights(classifier) if is_held else {}
     precision = choose_precision(config.trainer)
-    job = Job(
+    return Job(
         config, folder, manifest, model, design, precision, statistics(classifier), pretrained
     )
-    if job.is_first_process:
-        manifest.write(folder / "manifest.csv")
-    return job
+
+
+def _manifest(config: Config, folder: Path) -> Manifest:
+    """A begun run's own, if its files are still the same; else a new one, which it keeps."""
+    path = folder / "manifest.csv"
+    if path.exists():
+        manifest = Manifest.read(path, data_root(config.data))
+        verify(manifest)
+        return manifest
+    manifest = read_manifest(config)
+    if is_first_process():
+        manifest.write(path)
+    return manifest
+
+
+def _tell_problems(manifest: Manifest, preprocess: Preprocess, folder: Path) -> None:
+    """What is odd about the images: all of it into the run's folder, the worst into the log."""
+    paths = [sample.path for sample in manifest.samples]
+    scanned = scan(manifest.root, paths, preprocess.decoding)
+    findings = find_problems(manifest.samples, scanned, image_size=preprocess.image_size)
+    write_findings(folder / "findings.json", findings)
+    for finding in findings:
+        if finding.severity != "note":
+            log.warning("%s: %s (%s)", finding.severity, finding.message, finding.fix)

@@ -7,10 +7,14 @@ import torch
 
 from tlx.config import Config, StageSpec
 from tlx.data.augment import Augment
+from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest
 from tlx.data.sources import build_manifest
+from tlx.data.targets import TargetPolicy
+from tlx.data.tta import tta_augment
 from tlx.errors import UserError
 from tlx.models.classifier import Classifier
+from tlx.models.decision import parse_aim
 from tlx.models.folder import Architecture, build_classifier
 from tlx.models.outputs import num_outputs
 from tlx.models.preprocess import Preprocess
@@ -26,6 +30,7 @@ def preprocessing(config: Config, member: str | None = None) -> Preprocess:
         member,
         image_size=config.data.image_size,
         resize=config.data.resize,
+        decoding=Decoding(config.data.alpha, config.data.icc),
     )
 
 
@@ -49,15 +54,7 @@ def meta_classifier(config: Config, num_classes: int) -> Classifier:
 
 def read_manifest(config: Config) -> Manifest:
     """Find, check, hash and split the images."""
-    data = config.data
-    return build_manifest(
-        data.source,
-        root=Path(data.root) if data.root is not None else None,
-        val=data.val,
-        test=data.test,
-        seed=config.seed,
-        on_error=data.on_error,
-    )
+    return build_manifest(config.data, seed=config.seed)
 
 
 def views(config: Config) -> int | None:
@@ -82,9 +79,14 @@ def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> 
 def check(config: Config) -> None:
     """Raise for every mistake that shows without reading images or weights."""
     check_devices(config.trainer)
-    if config.data.root is not None and not Path(config.data.root).exists():
-        raise UserError(f"data.root={config.data.root}: no such folder.")
-    Augment(**asdict(config.augment))
+    root = config.data.root
+    is_made = config.data.source == "torchvision"  # its downloads make the folder
+    if root is not None and not is_made and not Path(root).expanduser().exists():
+        raise UserError(f"data.root={root}: no such folder.")
+    tta_augment(Augment(**asdict(config.augment)), config.tta)
+    TargetPolicy(config.label_smoothing)
+    if config.threshold is not None:
+        parse_aim(config.threshold)
     for stage in config.stages:
         optimizer_class(stage.optimizer)
         check_schedule(stage.scheduler)

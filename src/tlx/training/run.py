@@ -3,7 +3,6 @@
 import json
 import logging
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 
 from tlx.config import StageSpec
 from tlx.data.datamodule import ImageData
@@ -27,7 +26,8 @@ from tlx.training.job import Job
 from tlx.training.l2_sp import TowardPretrained
 from tlx.training.lr_finder import Sweep, find_rate, sweep
 from tlx.training.module import StageModule
-from tlx.training.progress import EpochLines, Scalars
+from tlx.training.scalars import Scalars
+from tlx.training.screen import Bar, EpochLines, has_bar
 from tlx.training.unfreezing import StagedUnfreezing, apply_stage
 
 log = logging.getLogger(__name__)
@@ -104,14 +104,13 @@ def _train_stage(
         callbacks.append(average)
     if stage.l2_sp is not None:
         callbacks.append(TowardPretrained(classifier, job.pretrained, stage.l2_sp))
-    scalars = Scalars(job.folder, stage, first_step=first_step) if job.is_first_process else None
-    if scalars is not None:
+    scalars = None
+    if job.is_first_process:
+        scalars = Scalars(job.folder, classifier, stage, first_step=first_step)
         callbacks += [scalars, EpochLines(stage)]
+        if has_bar(job.config.verbosity):
+            callbacks.append(Bar(stage, _epochs_after(job, stage)))
     callbacks.append(BatchNormDrift(classifier, job.statistics, scalars))
-    verbosity = job.config.verbosity
-    bar = sys.stdout.isatty() if verbosity == "auto" else verbosity == "rich"
-    if bar:
-        callbacks.append(RichProgressBar())
     limits = job.config.trainer
     epochs = min(stage.epochs, limits.limit_epochs or stage.epochs)
     module = StageModule(classifier, job.model.preprocess, stage, seed=job.config.seed, start=start)
@@ -122,7 +121,7 @@ def _train_stage(
             job.folder,
             max_epochs=epochs,
             callbacks=callbacks,
-            enable_progress_bar=bar,
+            enable_progress_bar=False,
         )
         trainer.fit(
             module,
@@ -142,6 +141,13 @@ def _train_stage(
         best_epoch=checkpoints.best_epoch,
         steps=trainer.global_step,
     )
+
+
+def _epochs_after(job: Job, stage: StageSpec) -> int:
+    """At most so many epochs follow the stage's."""
+    names = [s.name for s in job.config.stages]
+    later = job.config.stages[names.index(stage.name) + 1 :]
+    return sum(min(s.epochs, job.config.trainer.limit_epochs or s.epochs) for s in later)
 
 
 def _sweep(job: Job, stage: StageSpec, data: ImageData, start: int) -> Sweep:

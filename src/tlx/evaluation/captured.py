@@ -1,0 +1,37 @@
+"""The features that a head takes in, kept from a pass that happens anyway."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tlx.files import replace_atomically
+from tlx.models.classifier import Classifier
+
+
+@contextmanager
+def kept_features(classifier: Classifier, path: Path, *, limit: int = 2000) -> Iterator[None]:
+    """Write to `path` (.npy) those of the first `limit` images that pass meanwhile.
+
+    (images, width) float32: maps are averaged, of tokens it is the class token.
+    """
+    rows: list[Tensor] = []
+
+    def take(_: object, inputs: tuple[Tensor, ...]) -> None:
+        wanted = limit - sum(len(part) for part in rows)
+        if wanted > 0:
+            features = inputs[0][:wanted]
+            pooled = features.mean(dim=(2, 3)) if features.dim() == 4 else features[:, 0]
+            rows.append(pooled.detach().float().cpu())
+
+    hook = classifier.head.register_forward_pre_hook(take)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if rows:
+        with replace_atomically(path) as temporary, temporary.open("wb") as file:
+            np.save(file, torch.cat(rows).numpy())
