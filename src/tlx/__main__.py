@@ -4,10 +4,14 @@ import importlib
 import sys
 
 COMMANDS = {
+    "check": "what is wrong with a folder of photographs",
+    "split": "a folder of photographs as train, validation and test folders",
+    "summary": "the parameter table of a configuration",
     "train": "train a classifier on your photographs",
     "evaluate": "metrics of a finished run, again",
+    "report": "a finished run's report.html, again",
+    "compare": "several runs side by side, and whether they differ",
     "predict": "classes and probabilities for images",
-    "summary": "the parameter table of a configuration",
 }
 
 

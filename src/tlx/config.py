@@ -359,9 +359,22 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
         )
 
     _register_backbones()
+    _name_trials_by_what_differs()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them
     with _readable_errors():
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
+
+
+def _name_trials_by_what_differs() -> None:
+    """Of a sweep's settings, those that all trials share stay out of the folders' names."""
+    import sys
+
+    arguments = sys.argv[1:]
+    if {"-m", "--multirun"} & set(arguments):
+        pairs = [a.lstrip("+").partition("=") for a in arguments if "=" in a]
+        shared = sorted({key for key, _, value in pairs if not re.search(r"[,(]", value)})
+        name = "hydra.job.config.override_dirname.exclude_keys"
+        sys.argv.append(f"{name}=[{','.join(shared)}]")
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """python -m tlx.train: the main job."""
 
+import logging
 import os
 import sys
 import time
@@ -21,12 +22,21 @@ def main(arguments: Sequence[str]) -> None:
         raw, folder = resumed(arguments)
         if (folder / "metrics.json").exists():
             raise UserError(f"the run in {folder} is finished; its results are in metrics.json.")
+        _log_as_hydra_does(folder)
         run(raw, folder, is_trial=False)
         return
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
             _check_unused(Path(argument.partition("=")[2]))
     run_hydra(run)
+
+
+def _log_as_hydra_does(folder: Path) -> None:
+    """A resumed run starts without Hydra: its lines go on the screen and on in train.log."""
+    screen, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "train.log")
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[screen, file], force=True)
 
 
 def _is_first_process() -> bool:
@@ -61,7 +71,9 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     from tlx.training.checkpoints import Interrupted
     from tlx.training.job import hold, prepare
     from tlx.training.run import train_stages
+    from tlx.training.screen import set_verbosity
 
+    set_verbosity(config.verbosity)
     with hold(folder):
         try:
             job = prepare(config, folder)
@@ -72,10 +84,20 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
                   file=sys.stderr)  # fmt: skip
             sys.exit(getattr(stop, "exit_code", 130))
         if job.is_first_process:
+            from tlx.evaluation.board import write_board
             from tlx.evaluation.results import finish
 
             with_test = config.test is True or (config.test == "auto" and not is_trial)
             finish(job, stages, with_test=with_test, started=started)
+            report = ("none" if is_trial else "full") if config.report == "auto" else config.report
+            write_board(folder, config, job.manifest, pictures=report != "none")
+            if report != "none":
+                from tlx.evaluation.report import write_report
+
+                path = write_report(
+                    folder, gradcam=report == "full", data_root=job.manifest.root
+                )
+                print(f"The report is in {path}")
     return stages[-1].best
 
 
