@@ -94,9 +94,7 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
             if report != "none":
                 from tlx.evaluation.report import write_report
 
-                path = write_report(
-                    folder, gradcam=report == "full", data_root=job.manifest.root
-                )
+                path = write_report(folder, gradcam=report == "full", data_root=job.manifest.root)
                 print(f"The report is in {path}")
     return stages[-1].best
 

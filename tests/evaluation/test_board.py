@@ -66,7 +66,9 @@ def test_a_row_of_the_hparams_page(manifest, tmp_path):
     hydra = run / ".hydra/overrides.yaml"
     hydra.parent.mkdir()
     hydra.write_text("- backbone=resnet18\n- optimizer.lr=3e-4\n")
-    write_board(run, config("backbone=resnet18", "optimizer.lr=3e-4", "seed=7"), manifest)
+    write_board(
+        run, config("backbone=resnet18", "optimizer.lr=3e-4", "seed=7"), manifest, pictures=True
+    )
     found = events(run)
     content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     start = metadata.parse_session_start_info_plugin_data(content)
@@ -87,7 +89,7 @@ def test_a_row_of_the_hparams_page(manifest, tmp_path):
 
 def test_images_and_curves_of_the_test_split(manifest, tmp_path):
     run = finished(tmp_path, manifest)
-    write_board(run, config(), manifest)
+    write_board(run, config(), manifest, pictures=True)
     found = events(run)
     assert set(found.Tags()["images"]) == {
         "test/confusion_matrix", "test/mistakes", "train/examples"
@@ -122,7 +124,9 @@ def test_of_two_classes_there_is_one_curve_and_val_serves_where_test_was_left_al
     manifest = Manifest.of(image_folder, samples)
     for positive, tag in ((None, "val/red"), ("blue", "val/blue")):
         run = finished(tmp_path / tag, manifest, splits=("val",))
-        write_board(run, config(*([f"positive={positive}"] if positive else [])), manifest)
+        write_board(
+            run, config(*([f"positive={positive}"] if positive else [])), manifest, pictures=True
+        )
         found = events(run)
         assert {t for t in found.Tags()["tensors"] if t.startswith("val/")} == {tag}
         assert "val/confusion_matrix" in found.Tags()["images"]
@@ -132,7 +136,7 @@ def test_the_projectors_files_load_and_fit_each_other(manifest, tmp_path):
     run = finished(tmp_path, manifest)
     features = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)  # of 9 images
     np.save(run / "predictions/test_features.npy", features)
-    write_board(run, config(), manifest)
+    write_board(run, config(), manifest, pictures=True)
     written = (run / "projector_config.pbtxt").read_text()
     (embedding,) = text_format.Parse(written, ProjectorConfig()).embeddings
     tensors = np.loadtxt(run / embedding.tensor_path, delimiter="\t")
@@ -152,14 +156,19 @@ def test_the_projectors_files_load_and_fit_each_other(manifest, tmp_path):
 def test_what_is_no_longer_there_is_left_out(manifest, tmp_path):
     """No test split, no features, images that were moved, a label with a tab in it."""
     run = finished(tmp_path / "a", manifest, splits=())
-    write_board(run, config(), Manifest(tmp_path / "moved", manifest.classes, manifest.samples))
+    write_board(
+        run,
+        config(),
+        Manifest(tmp_path / "moved", manifest.classes, manifest.samples),
+        pictures=True,
+    )
     assert events(run).Tags()["images"] == ["train/examples"]
     assert not (run / "projector_config.pbtxt").exists()
 
     odd = [Sample(f"{n}.png", label, "test", "", "0") for n, label in enumerate(["a\tb", "c"])]
     run = finished(tmp_path / "b", Manifest.of(tmp_path, odd))
     np.save(run / "predictions/test_features.npy", np.eye(2, dtype=np.float32))
-    write_board(run, config(), Manifest.of(tmp_path, odd))
+    write_board(run, config(), Manifest.of(tmp_path, odd), pictures=True)
     rows = (run / "projector/test/metadata.tsv").read_text().splitlines()
     assert [len(row.split("\t")) for row in rows] == [4, 4, 4]
 

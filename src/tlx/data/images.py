@@ -126,7 +126,8 @@ def _to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
         alpha = image.getchannel("A")
     if profile:
         image = _to_srgb(image.convert("RGB") if alpha or image.mode == "P" else image, profile)
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # converting to the same mode makes a copy
+        image = image.convert("RGB")
     if alpha is None:
         return image
     image.putalpha(alpha)

@@ -1,6 +1,5 @@
 """Loaders over data sets: for given files, for one view, and how many workers read for them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tlx.data.augment import Augment
 from tlx.data.datasets import ImageDataset, Item, Preprocess
 from tlx.data.images import Decoding
+from tlx.data.parallel import cores
 
 UNLABELLED = -1  # the class index of images to predict
 
@@ -62,8 +62,7 @@ def auto_workers(processes: int = 1) -> int:
     it gives (2 cores: 41 ms an image with none, 56 and 47 with one and two), so it gets a core only
     where there are several more; a GPU leaves the cores free.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = (cores or 1) // processes
+    share = cores() // processes
     return min(8, max(0, share - 1)) if torch.cuda.is_available() else min(4, share // 4)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tlx.data.images import Decoding, UnreadableImage, decode_rgb
 from tlx.data.manifest import Manifest
+from tlx.data.parallel import shared_out
 from tlx.data.scan_cache import ScanCache, Stamp, stamp
 from tlx.errors import UserError
 
@@ -63,16 +64,16 @@ def scan(root: Path, paths: Sequence[str], decode: Decoding | None = None) -> di
                 new.append((path, at))
             else:
                 results[path] = _from_row(root / path, row)
-        with ThreadPoolExecutor() as pool:  # Pillow and hashlib work outside Python's lock
-            for start in range(0, len(new), BATCH):
-                batch = new[start : start + BATCH]
-                read = pool.map(partial(_read, root, decode), (path for path, _ in batch))
-                rows = []
-                for (path, at), (result, lasts) in zip(batch, read, strict=True):
-                    results[path] = result
-                    if lasts:
-                        rows.append((path, at, _to_row(result)))
-                cache.keep(rows)
+        with shared_out(len(new)) as map_over_cores:
+            read = map_over_cores(partial(_read, root, decode), (path for path, _ in new))
+            rows = []
+            for (path, at), (result, lasts) in zip(new, read, strict=True):
+                results[path] = result
+                if lasts:
+                    rows.append((path, at, _to_row(result)))
+                if len(rows) == BATCH or path == new[-1][0]:
+                    cache.keep(rows)
+                    rows = []
     return results  # type: ignore[return-value]
 
 
@@ -112,8 +113,11 @@ def examine(data: bytes, path: Path, decode: Decoding) -> Scanned:
     mean = counts @ _LEVELS / counts.sum()
     variance = counts @ (_LEVELS - mean) ** 2 / counts.sum()
     # bilinear over all pixels: a copy in another size then has the same thumbnail
-    thumbnail = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    colours = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.NEAREST))
+    bilinear = Image.Resampling.BILINEAR
+    thumbnail = np.asarray(grey.resize((SIDE, SIDE), bilinear, reducing_gap=2.0))
+    colours = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    red, green, blue = (np.asarray(channel) for channel in colours.split())
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     return Scanned(
         sha256=hashlib.sha256(data).hexdigest(),
         width=image.width,
@@ -121,7 +125,7 @@ def examine(data: bytes, path: Path, decode: Decoding) -> Scanned:
         phash=perceptual_hash(thumbnail),
         mean=float(mean),
         deviation=float(variance**0.5),
-        is_grey=bool((colours.max(axis=2) - colours.min(axis=2)).max() <= GREY_SPREAD),
+        is_grey=bool(spread.max() <= GREY_SPREAD),
         thumbnail=thumbnail.tobytes(),
     )
 
