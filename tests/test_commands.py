@@ -192,6 +192,13 @@ def test_the_cache_changes_nothing(finished, image_folder, tmp_path, monkeypatch
         torch.testing.assert_close(value, uncached[key], atol=1e-5, rtol=1e-5)
 
 
+def test_val_is_measured_on_cached_features_as_on_images(finished):
+    assert json.loads((finished / "metrics.json").read_text())["stages"][-1]["cached"]
+    before = (finished / "predictions/val.csv").read_bytes()
+    evaluate.main([f"run={finished}", "split=val"])
+    assert (finished / "predictions/val.csv").read_bytes() == before
+
+
 def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatch):
     arguments = [
         "-m", *SMALL, "stage=head", "stage.head.epochs=1", "optimizer.lr=1e-3,1e-2",

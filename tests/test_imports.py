@@ -7,7 +7,17 @@ import tlx
 
 ROOT = Path(tlx.__file__).parent
 # Each part may import from itself and from the parts before it.
-CHAIN = ["errors", "files", "models.catalog", "config", "data", "models", "training", "evaluation"]
+CHAIN = [
+    "errors",
+    "files",
+    "models.catalog",
+    "specs",
+    "config",
+    "data",
+    "models",
+    "training",
+    "evaluation",
+]
 
 
 def part_of(module: str) -> str | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.commands import command, split_arguments
-from tlx.config import Config, compose, parse
+from tlx.config import compose, parse
 from tlx.errors import UserError
+from tlx.specs import Config
 
 if TYPE_CHECKING:
     from tlx.data.checks import Finding

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlx.commands import command, own_arguments
-from tlx.config import Config, override, parse, saved_config
+from tlx.config import override, parse, saved_config
 from tlx.errors import UserError, unknown
+from tlx.specs import Config
 
 HELP = """\
 tlx evaluate: metrics and predictions again, from a finished run.
@@ -40,15 +41,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(config: Config, run: Path, split: str) -> None:
-    from tlx.data.manifest import Manifest
-    from tlx.data.sources import data_root
+    from tlx.data.sources import kept_manifest
     from tlx.evaluation.results import compute_of, probabilities_of, settings_of, write_split
     from tlx.evaluation.tables import show
     from tlx.files import write_json
     from tlx.models.folder import load_model
+    from tlx.training.devices import choose_precision
 
     model = load_model(run / "model")
-    manifest = Manifest.read(run / "manifest.csv", data_root(config.data))
+    manifest = kept_manifest(run / "manifest.csv", config.data)
     if manifest.classes != model.classes:
         raise UserError(
             f"the classes of {run / 'manifest.csv'} are not those of the model, in its order: "
@@ -57,12 +58,17 @@ def _evaluate(config: Config, run: Path, split: str) -> None:
     samples = manifest.samples if split == "all" else manifest.split(split)
     if not samples:
         raise UserError(f"{run} has no {split} images; see split in its manifest.csv.")
-    probabilities = probabilities_of(model, samples, manifest.root, compute_of(config))
+    compute = compute_of(config, choose_precision(config.trainer))
+    probabilities = probabilities_of(model, samples, manifest.root, compute)
     path = run / "metrics.json"
     metrics = json.loads(path.read_text("utf-8")) if path.exists() else {}
     metrics[split] = write_split(run, split, model, samples, probabilities)
     write_json(path, metrics)
     show({split: metrics[split], **settings_of(model)})
+    if split in ("val", "test"):
+        from tlx.evaluation.report import write_report
+
+        print(f"The report is in {write_report(run, gradcam=True, data_root=manifest.root)}")
 
 
 def _complete(config: Config, run: Path) -> None:

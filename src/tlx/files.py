@@ -44,6 +44,15 @@ def locked(path: Path, message: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Hold `path` as a lock between processes, waiting for it; it goes with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def cache_dir() -> Path:
     """Where tlx keeps what it can compute again."""
     if own := os.environ.get("TLX_CACHE_DIR"):

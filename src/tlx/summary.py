@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlx.commands import command, split_arguments
-from tlx.config import Config, compose, parse
+from tlx.config import compose, parse
 from tlx.errors import UserError
+from tlx.specs import Config
 
 HELP = """\
 tlx summary: the parameter table, per block and in total, trainable and frozen.

@@ -90,7 +90,9 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
             with_test = config.test is True or (config.test == "auto" and not is_trial)
             finish(job, stages, with_test=with_test, started=started)
             report = ("none" if is_trial else "full") if config.report == "auto" else config.report
-            write_board(folder, config, job.manifest, pictures=report != "none")
+            write_board(
+                folder, config, job.manifest, job.model.preprocess, pictures=report != "none"
+            )
             if report != "none":
                 from tlx.evaluation.report import write_report
 

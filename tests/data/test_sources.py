@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import ImageFile
 
-from tlx.config import DataSpec, compose, parse
+from tlx.config import compose, parse
 from tlx.data.manifest import Manifest
 from tlx.data.scan import Scanned
 from tlx.data.sources import build_manifest, data_root, find_images
 from tlx.errors import UserError
+from tlx.specs import DataSpec
 
 CLASSES = ("blue", "green", "red")
 WriteImage = Callable[..., Path]

@@ -21,8 +21,10 @@ from tlx.evaluation.captured import kept_features
 from tlx.evaluation.prediction_file import Predictions
 from tlx.files import write_json
 from tlx.models.heads import Head
+from tlx.models.preprocess import Preprocess
 
 CLASSES = ("blue", "green", "red")
+PREPROCESS = Preprocess.for_weights("resnet18", image_size=32)
 
 
 @pytest.fixture
@@ -67,7 +69,11 @@ def test_a_row_of_the_hparams_page(manifest, tmp_path):
     hydra.parent.mkdir()
     hydra.write_text("- backbone=resnet18\n- optimizer.lr=3e-4\n")
     write_board(
-        run, config("backbone=resnet18", "optimizer.lr=3e-4", "seed=7"), manifest, pictures=True
+        run,
+        config("backbone=resnet18", "optimizer.lr=3e-4", "seed=7"),
+        manifest,
+        PREPROCESS,
+        pictures=True,
     )
     found = events(run)
     content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
@@ -89,11 +95,14 @@ def test_a_row_of_the_hparams_page(manifest, tmp_path):
 
 def test_images_and_curves_of_the_test_split(manifest, tmp_path):
     run = finished(tmp_path, manifest)
-    write_board(run, config(), manifest, pictures=True)
+    write_board(run, config("augment=light"), manifest, PREPROCESS, pictures=True)
     found = events(run)
     assert set(found.Tags()["images"]) == {
-        "test/confusion_matrix", "test/mistakes", "train/examples"
+        "data/classes", "data/class_shares", "data/examples", "data/augmented",
+        "test/confusion_matrix", "test/mistakes",
     }  # fmt: skip
+    files = {path.stem for path in (run / "figures").glob("*.png")}
+    assert files == {tag.replace("/", "_") for tag in found.Tags()["images"]}
     for tag in found.Tags()["images"]:
         (image,) = found.Images(tag)
         assert (image.step, image.width > 300, image.height > 200) == (42, True, True)
@@ -125,7 +134,11 @@ def test_of_two_classes_there_is_one_curve_and_val_serves_where_test_was_left_al
     for positive, tag in ((None, "val/red"), ("blue", "val/blue")):
         run = finished(tmp_path / tag, manifest, splits=("val",))
         write_board(
-            run, config(*([f"positive={positive}"] if positive else [])), manifest, pictures=True
+            run,
+            config(*([f"positive={positive}"] if positive else [])),
+            manifest,
+            PREPROCESS,
+            pictures=True,
         )
         found = events(run)
         assert {t for t in found.Tags()["tensors"] if t.startswith("val/")} == {tag}
@@ -136,7 +149,7 @@ def test_the_projectors_files_load_and_fit_each_other(manifest, tmp_path):
     run = finished(tmp_path, manifest)
     features = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)  # of 9 images
     np.save(run / "predictions/test_features.npy", features)
-    write_board(run, config(), manifest, pictures=True)
+    write_board(run, config(), manifest, PREPROCESS, pictures=True)
     written = (run / "projector_config.pbtxt").read_text()
     (embedding,) = text_format.Parse(written, ProjectorConfig()).embeddings
     tensors = np.loadtxt(run / embedding.tensor_path, delimiter="\t")
@@ -160,15 +173,16 @@ def test_what_is_no_longer_there_is_left_out(manifest, tmp_path):
         run,
         config(),
         Manifest(tmp_path / "moved", manifest.classes, manifest.samples),
+        PREPROCESS,
         pictures=True,
     )
-    assert events(run).Tags()["images"] == ["train/examples"]
+    assert events(run).Tags()["images"] == ["data/classes", "data/class_shares", "data/examples"]
     assert not (run / "projector_config.pbtxt").exists()
 
     odd = [Sample(f"{n}.png", label, "test", "", "0") for n, label in enumerate(["a\tb", "c"])]
     run = finished(tmp_path / "b", Manifest.of(tmp_path, odd))
     np.save(run / "predictions/test_features.npy", np.eye(2, dtype=np.float32))
-    write_board(run, config(), Manifest.of(tmp_path, odd), pictures=True)
+    write_board(run, config(), Manifest.of(tmp_path, odd), PREPROCESS, pictures=True)
     rows = (run / "projector/test/metadata.tsv").read_text().splitlines()
     assert [len(row.split("\t")) for row in rows] == [4, 4, 4]
 

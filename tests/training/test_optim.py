@@ -10,8 +10,9 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from test_module import job
 from test_unfreezing import classifier, learning, stage
-from tlx.config import OptimizerSpec, compose, conf_dir, parse
+from tlx.config import compose, conf_dir, parse
 from tlx.errors import UserError
+from tlx.specs import OptimizerSpec
 from tlx.training.module import StageModule
 from tlx.training.optim import (
     build_optimizer,

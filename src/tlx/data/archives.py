@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import IO
 
 from tlx.data.folders import visible
-from tlx.data.locks import waiting
 from tlx.errors import UserError
-from tlx.files import cache_dir
+from tlx.files import cache_dir, waiting
 
 MAX_FILES = 200_000
 MAX_BYTES = 50 * 10**9

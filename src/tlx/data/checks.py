@@ -196,7 +196,10 @@ def _sizes(read: Mapping[str, Scanned], image_size: int) -> Iterator[Finding]:
             "small_image", "warning" if share >= MANY else "note",
             f"{_count(small)} ({share:.1%}) {_are(small)} smaller than the network's {image_size} "
             f"pixels; the shorter side's median is {middle}",
-            tuple(small), f"data.image_size={max(32, middle)} saves time, or find larger ones",
+            tuple(small),
+            f"data.image_size={middle} saves time, or find larger ones"
+            if 32 <= middle < image_size
+            else "find larger ones: what is not there, enlarging does not add",
         )  # fmt: skip
     long = [p for p, s in read.items() if max(s.width, s.height) >= LONG * min(s.width, s.height)]
     if long:

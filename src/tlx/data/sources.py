@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from tlx.config import DataSpec
 from tlx.data.archives import is_archive, unpacked
 from tlx.data.classes import check_classes
 from tlx.data.duplicates import copies
@@ -16,11 +15,12 @@ from tlx.data.groups import group_names
 from tlx.data.images import Decoding, UnreadableImage
 from tlx.data.leaks import settle_leaks
 from tlx.data.manifest import SPLITS, Manifest, Record, Sample, natural_key
-from tlx.data.scan import Scanned, scan
+from tlx.data.scan import Scanned, scan, verify
 from tlx.data.splits import check_fractions, draw_splits, few_shot
 from tlx.data.tables import find_below, read_elpv, read_table
 from tlx.data.torchvision_sets import images_root, read_torchvision
 from tlx.errors import UserError
+from tlx.specs import DataSpec
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,17 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
     manifest = Manifest.of(root, [_sample(record, read[record.path]) for record in there])
     sizes = ", ".join(f"{len(manifest.split(name))} {name}" for name in SPLITS)
     log.info("%d classes; images: %s", len(manifest.classes), sizes)
+    return manifest
+
+
+def kept_manifest(path: Path, spec: DataSpec) -> Manifest:
+    """A run's own. Raises UserError naming files that changed or went; new ones are said aloud."""
+    manifest = Manifest.read(path, data_root(spec))
+    verify(manifest)
+    known = {sample.path for sample in manifest.samples}
+    new = [r.path for r in list_records(spec, manifest.root) if r.path not in known]
+    if new and spec.per_class is None:  # few-shot leaves most images out
+        log.warning("%d images are not in the run's manifest, such as %s", len(new), new[0])
     return manifest
 
 

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tlx.data.locks import waiting
 from tlx.data.manifest import Record
 from tlx.data.tables import read_table
 from tlx.errors import UserError, unknown
-from tlx.files import cache_dir
+from tlx.files import cache_dir, waiting
 
 log = logging.getLogger(__name__)
 

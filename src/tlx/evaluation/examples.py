@@ -1,12 +1,48 @@
 """Which images a report shows: a function of the run, never of chance."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.data.augment import Augment
+from tlx.data.datamodule import ImageData
+from tlx.data.manifest import SPLITS, Manifest
+from tlx.errors import UserError
 from tlx.evaluation.finished import Judged
+from tlx.models.preprocess import Preprocess
+from tlx.specs import Config
+
+DRAWS = 16
+
+
+def class_counts(manifest: Manifest) -> dict[str, NDArray[np.int64]]:
+    """Images of each class in each split that has some."""
+    index = {name: i for i, name in enumerate(manifest.classes)}
+    return {
+        split: np.bincount([index[s.label] for s in samples], minlength=len(index))
+        for split in SPLITS
+        if (samples := manifest.split(split))
+    }
+
+
+def augmented_views(
+    manifest: Manifest, config: Config, preprocess: Preprocess
+) -> list[NDArray[np.uint8]]:
+    """One training image as the network gets it in 16 epochs; none without augmentation."""
+    augment = Augment(**asdict(config.augment))
+    if not augment.is_random or not manifest.split("train"):
+        return []
+    images = ImageData(
+        manifest, preprocess, augment=augment, batch_size=1, num_workers=0, seed=config.seed,
+        decoding=preprocess.decoding,
+    ).dataset("train")  # fmt: skip
+    try:
+        return [images[len(images) // 2, view][0].permute(1, 2, 0).numpy() for view in range(DRAWS)]
+    except UserError:  # its file is no longer there
+        return []
 
 
 def mistakes(judged: Judged, number: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.config import Config, parse, saved_config
+from tlx.config import parse, saved_config
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest
 from tlx.data.sources import data_root
@@ -18,6 +18,7 @@ from tlx.errors import UserError
 from tlx.evaluation.history import History, read_history
 from tlx.evaluation.prediction_file import read_predictions
 from tlx.models.folder import SavedModel, load_model
+from tlx.specs import Config
 
 
 @dataclass(frozen=True)

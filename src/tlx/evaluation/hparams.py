@@ -13,8 +13,8 @@ from tensorboard.plugins.hparams import (  # type: ignore[import-untyped]
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from tlx.config import Config
 from tlx.data.augment import Augment
+from tlx.specs import Config
 
 # Every run writes the same columns: the page takes their list from one run, whichever comes first.
 RESULTS = [f"results/{s}/{m}" for s in ("val", "test") for m in ("accuracy", "macro_f1", "loss")]

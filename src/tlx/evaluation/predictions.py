@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tlx.data.augment import Augment
 from tlx.data.loaders import prediction_loader
@@ -39,9 +40,28 @@ def predict(model: SavedModel, files: Sequence[Path], compute: Compute) -> NDArr
     result = _of_view(model, files, compute, None)
     for view in range(1, compute.tta):
         result += (_of_view(model, files, compute, augment, view) - result) / (view + 1)
+    return _finite(result)
+
+
+def predict_features(
+    model: SavedModel, features: Tensor, start: int, compute: Compute
+) -> NDArray[np.float64]:
+    """The same probabilities from what the blocks before `start` make of the images."""
+    classifier, device = model.classifier.to(compute.device).eval(), compute.device
+    rows = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=compute.bf16):
+        for batch in torch.split(features, compute.batch_size):
+            inputs = batch.to(device)
+            if classifier.backbone.is_convolutional and inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            rows.append(probabilities(classifier(inputs, start).cpu()).numpy())
+    return _finite(np.concatenate(rows))
+
+
+def _finite(result: NDArray[np.float64]) -> NDArray[np.float64]:
     if invalid := int(np.isnan(result).any(axis=1).sum()):
         raise UserError(
-            f"{invalid} of {len(files)} images have NaN as probabilities: "
+            f"{invalid} of {len(result)} images have NaN as probabilities: "
             "the weights are not finite; lower optimizer.lr and train again."
         )
     return result

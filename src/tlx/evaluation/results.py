@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.config import Config
 from tlx.data.augment import Augment
 from tlx.data.manifest import Sample
 from tlx.evaluation.calibration import calibrated, fit_temperature, reliability
@@ -19,13 +18,15 @@ from tlx.evaluation.classification_report import classification_report
 from tlx.evaluation.environment import environment
 from tlx.evaluation.metrics import evaluate
 from tlx.evaluation.prediction_file import Predictions, nine_digits
-from tlx.evaluation.predictions import Compute, predict
+from tlx.evaluation.predictions import Compute, predict, predict_features
 from tlx.evaluation.tables import show
 from tlx.evaluation.threshold import choose_threshold
 from tlx.files import write_json
 from tlx.models.decision import decide, positive_class
 from tlx.models.folder import SavedModel, save_model
-from tlx.training.devices import choose_device, choose_precision
+from tlx.specs import Config
+from tlx.training.devices import choose_device
+from tlx.training.inputs import val_features
 from tlx.training.job import Job
 from tlx.training.run import StageResult
 
@@ -37,7 +38,7 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
 
     metrics.json is written last of all.
     """
-    compute = compute_of(job.config)
+    compute = compute_of(job.config, job.precision)
     found: dict[str, NDArray[np.float64]] = {}
     samples: dict[str, Sequence[Sample]] = {}
     for split in ("val", "test") if with_test else ("val",):
@@ -46,7 +47,13 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
         samples[split] = job.manifest.split(split)[:end]
         features = job.folder / "predictions" / f"{split}_features.npy"
         with kept_features(job.model.classifier, features):
-            found[split] = probabilities_of(job.model, samples[split], job.manifest.root, compute)
+            if split == "val" and samples[split] and _is_cached(stages, compute):
+                val, start = val_features(job)  # the images need not pass the frozen blocks again
+                shown = predict_features(job.model, val[:end], start, compute)
+                found[split] = nine_digits(shown)
+            else:
+                root = job.manifest.root
+                found[split] = probabilities_of(job.model, samples[split], root, compute)
     model = fixed_on_val(job.model, found["val"], samples["val"], job.config)
     save_model(job.folder / "model", model, job.architecture)
     metrics: dict[str, Any] = {}
@@ -64,11 +71,16 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
     print(f"The run is in {job.folder}")
 
 
-def compute_of(config: Config) -> Compute:
+def _is_cached(stages: Sequence[StageResult], compute: Compute) -> bool:
+    """Whether the last stage read val, under the one view there is, from the cache."""
+    return bool(stages) and stages[-1].cached and compute.tta == 1
+
+
+def compute_of(config: Config, precision: str) -> Compute:
     """How a run's images are evaluated, by its settings."""
     return Compute(
         choose_device(config.trainer.accelerator),
-        choose_precision(config.trainer) == "bf16-mixed",
+        precision == "bf16-mixed",
         config.data.batch_size,
         config.data.num_workers,
         tta=config.tta,

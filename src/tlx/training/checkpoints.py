@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from tlx.config import StageSpec
 from tlx.files import replace_atomically
 from tlx.models.classifier import Classifier
 from tlx.models.folder import save_weights
+from tlx.specs import StageSpec
 from tlx.training.averaging import WeightAverage
 
 # Ctrl-C, a scheduler's request to end, and Slurm's warning before it

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from tlx.config import TrainerSpec
 from tlx.errors import UserError
+from tlx.specs import TrainerSpec
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,11 @@
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+
+from torch import Tensor
 
 from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData
@@ -44,15 +47,7 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     if mine not in cuts or (config.cache.mode == "auto" and epochs <= data.views):
         return None
     log.info("Cache: images pass the frozen blocks %d instead of %d times.", data.views, epochs)
-    source = Source(
-        classifier,
-        job.model.preprocess,
-        data.augment,
-        config.seed,
-        device=choose_device(config.trainer.accelerator),
-        bf16=job.precision == "bf16-mixed",
-        batch_size=config.data.batch_size,
-    )
+    source = _source(job, data)
     started = time.monotonic()
     try:
         found = [
@@ -66,6 +61,26 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
         return None
     log.info("Cache: ready after %.1f s (%s).", time.monotonic() - started, store.folder)
     return Features(train=found[1:], val=found[0])
+
+
+def val_features(job: Job) -> tuple[Tensor, int]:
+    """What the last stage's frozen blocks make of val, from the cache, and the block they go to."""
+    cut = job.model.classifier.locate(job.config.stages[-1].train_from)
+    data = image_data(job)
+    with closing(feature_store(job)) as store:
+        return store.features(_source(job, data), pictures_of(data)[0], [cut])[0], cut
+
+
+def _source(job: Job, data: ImageData) -> Source:
+    return Source(
+        job.model.classifier,
+        job.model.preprocess,
+        data.augment,
+        job.config.seed,
+        device=choose_device(job.config.trainer.accelerator),
+        bf16=job.precision == "bf16-mixed",
+        batch_size=job.config.data.batch_size,
+    )
 
 
 def image_data(job: Job) -> ImageData:

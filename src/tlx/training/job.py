@@ -10,16 +10,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from tlx.config import Config
 from tlx.data.checks import find_problems, write_findings
 from tlx.data.manifest import Manifest
-from tlx.data.scan import scan, verify
-from tlx.data.sources import data_root
+from tlx.data.scan import scan
+from tlx.data.sources import kept_manifest
 from tlx.files import locked
 from tlx.models.decision import positive_class
 from tlx.models.folder import Architecture, SavedModel, build_classifier
 from tlx.models.preprocess import Preprocess
 from tlx.models.weights import resolve_weights
+from tlx.specs import Config
 from tlx.training.devices import choose_precision
 from tlx.training.drift import Statistics, statistics
 from tlx.training.l2_sp import pretrained_weights
@@ -91,9 +91,7 @@ def _manifest(config: Config, folder: Path) -> Manifest:
     """A begun run's own, if its files are still the same; else a new one, which it keeps."""
     path = folder / "manifest.csv"
     if path.exists():
-        manifest = Manifest.read(path, data_root(config.data))
-        verify(manifest)
-        return manifest
+        return kept_manifest(path, config.data)
     manifest = read_manifest(config)
     if is_first_process():
         manifest.write(path)

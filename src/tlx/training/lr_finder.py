@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tlx.config import StageSpec
 from tlx.data.datamodule import Batch, ImageData
 from tlx.files import replace_atomically, write_json
+from tlx.specs import StageSpec
 from tlx.training.module import StageModule
 from tlx.training.optim import build_optimizer
 from tlx.training.unfreezing import apply_stage

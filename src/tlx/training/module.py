@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tlx.config import StageSpec
 from tlx.models.classifier import Classifier
 from tlx.models.outputs import predicted, sample_losses, target_classes
 from tlx.models.preprocess import Preprocess
+from tlx.specs import StageSpec
 from tlx.training.optim import build_optimizer, build_scheduler
 
 Batch = tuple[

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from tlx.config import OptimizerSpec, StageSpec
 from tlx.errors import UserError, unknown
 from tlx.models.classifier import HEAD, Classifier
+from tlx.specs import OptimizerSpec, StageSpec
 
 SCHEDULES: Mapping[str, tuple[str, ...]] = {
     "constant": ("warmup",),

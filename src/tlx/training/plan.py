@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from tlx.config import Config, StageSpec
 from tlx.data.augment import Augment
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest
@@ -18,6 +17,7 @@ from tlx.models.decision import parse_aim
 from tlx.models.folder import Architecture, build_classifier
 from tlx.models.outputs import num_outputs
 from tlx.models.preprocess import Preprocess
+from tlx.specs import Config, StageSpec
 from tlx.training.devices import check_devices, process_count
 from tlx.training.optim import check_schedule, optimizer_class
 from tlx.training.unfreezing import check_refreezing, has_batchnorm, plain_stages

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
-from tlx.config import StageSpec
 from tlx.data.datamodule import ImageData
 from tlx.files import write_json
 from tlx.models.classifier import parameter_table
 from tlx.models.folder import load_weights
+from tlx.specs import StageSpec
 from tlx.training.averaging import WeightAverage
 from tlx.training.checkpoints import STOP_SIGNALS, Checkpoints, resume_point
 from tlx.training.devices import build_trainer, choose_device

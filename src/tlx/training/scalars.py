@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
-from tlx.config import StageSpec
 from tlx.models.classifier import Classifier
+from tlx.specs import StageSpec
 from tlx.training.norms import group_norms
 from tlx.training.optim import layer_group_rates
 from tlx.training.throughput import Throughput

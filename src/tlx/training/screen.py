@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from tlx.config import StageSpec
+from tlx.specs import StageSpec
 from tlx.training.throughput import Throughput
 
 log = logging.getLogger(__name__)

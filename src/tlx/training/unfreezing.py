@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tlx.config import StageSpec
 from tlx.errors import UserError
 from tlx.models.classifier import Classifier
+from tlx.specs import StageSpec
 
 log = logging.getLogger(__name__)
 

@@ -1,23 +1,18 @@
 """What a run was trained on: the images, their classes and splits, and the augmentation."""
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from tlx.data.augment import Augment
-from tlx.data.datamodule import ImageData
 from tlx.data.manifest import SPLITS, Manifest, Sample
-from tlx.errors import UserError
 from tlx.evaluation import figures
-from tlx.evaluation.examples import in_turn
+from tlx.evaluation.examples import augmented_views, class_counts, in_turn
 from tlx.evaluation.finished import FinishedRun
 from tlx.evaluation.shown import Picture, ShownFigure, by, figure, percent, picture, thumbnail
 
 MOST_ROWS = 60
 EXAMPLES = 12
-DRAWS = 16
 
 
 def data(run: FinishedRun) -> dict[str, Any]:
@@ -40,7 +35,7 @@ def data(run: FinishedRun) -> dict[str, Any]:
         "sizes": _sizes(manifest),
         "groups": len({sample.group for sample in manifest.samples if sample.group}),
         "findings": run.findings,
-        "figures": _distribution(manifest, splits),
+        "figures": _distribution(manifest),
         "examples": _examples(run, manifest) if run.has_images else [],
         "draws": _draws(run, manifest) if run.has_images else [],
     }
@@ -57,14 +52,8 @@ def _sizes(manifest: Manifest) -> str:
     return f"{by(min(widths), min(heights))} to {by(max(widths), max(heights))} pixels"
 
 
-def _distribution(manifest: Manifest, splits: list[str]) -> list[ShownFigure]:
-    index = {name: i for i, name in enumerate(manifest.classes)}
-    counts = {
-        split: np.bincount(
-            [index[s.label] for s in manifest.split(split)], minlength=len(manifest.classes)
-        )
-        for split in splits
-    }
+def _distribution(manifest: Manifest) -> list[ShownFigure]:
+    counts = class_counts(manifest)
     total = np.sum(list(counts.values()), axis=0)
     most, least = int(total.argmax()), int(total.argmin())
     finding = (
@@ -104,20 +93,7 @@ def _example(run: FinishedRun, sample: Sample) -> Picture | None:
 
 
 def _draws(run: FinishedRun, manifest: Manifest) -> list[Picture]:
-    """One training image as the network gets it in 16 epochs; nothing without augmentation."""
-    if run.config is None or run.model is None or not manifest.split("train"):
+    if run.config is None or run.model is None:
         return []
-    augment = Augment(**asdict(run.config.augment))
-    if not augment.is_random:
-        return []
-    images = ImageData(
-        manifest, run.model.preprocess, augment=augment, batch_size=1, num_workers=0,
-        seed=run.config.seed, decoding=run.decoding,
-    ).dataset("train")  # fmt: skip
-    try:
-        views = [
-            images[len(images) // 2, view][0].permute(1, 2, 0).numpy() for view in range(DRAWS)
-        ]
-    except UserError:
-        return []
+    views = augmented_views(manifest, run.config, run.model.preprocess)
     return [picture(view, f"augmented view {i}") for i, view in enumerate(views, 1)]
