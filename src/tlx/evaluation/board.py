@@ -103,7 +103,7 @@ def _show_data(board: _Board, config: Config) -> None:
     samples = manifest.split("train")  # at equal distances: it has them by class
     places = np.linspace(0, len(samples) - 1, min(len(samples), IN_GRID)).round().astype(int)
     chosen = [samples[i] for i in places]
-    board.show_grid("data/examples", [s.path for s in chosen], [s.label for s in chosen])
+    board.show_grid("data/examples", [s.path for s in chosen], [_name(s.label) for s in chosen])
     if views := augmented_views(manifest, config, board.preprocess):
         board.show("data/augmented", image_grid(views))
 
@@ -121,7 +121,7 @@ def _show_labelled(board: _Board, split: str, found: PredictionFile, positive: s
     sure = found.probabilities[np.arange(len(predicted)), predicted]
     wrong = [i for i in np.argsort(-sure, kind="stable") if truth[i] != predicted[i]][:IN_GRID]
     captions = [
-        f"{_name(found.labels[i])} → {_name(found.predicted[i])} {sure[i]:.0%}" for i in wrong
+        f"{_name(found.labels[i])},\nsaid {_name(found.predicted[i])} {sure[i]:.0%}" for i in wrong
     ]
     board.show_grid(f"{split}/mistakes", [found.paths[i] for i in wrong], captions)
 
@@ -131,7 +131,7 @@ def _show_labelled(board: _Board, split: str, found: PredictionFile, positive: s
 
 
 def _name(label: str) -> str:
-    return short(label, 7)  # two of them and a number go below an image
+    return short(label, 12)  # what goes below an image
 
 
 def _with_curve(classes: list[str], truth: NDArray[np.int64], positive: str | None) -> list[int]:

@@ -187,10 +187,11 @@ def image_grid(
     columns: int = 4,
     right: Sequence[bool] | None = None,
 ) -> Figure:
-    """(H, W, 3) images with a line of text below each: green where `right`, else red."""
+    """(H, W, 3) images with a line or two of text below each: green where `right`, else red."""
     rows = -(-len(images) // columns)
     width = WIDTH * columns / 4
-    figure, first = panel(width, rows * (width / columns + (0.3 if captions else 0)))
+    lines = max((len(caption.split("\n")) for caption in captions), default=0)
+    figure, first = panel(width, rows * (width / columns + 0.08 + 0.16 * lines))
     first.remove()
     for i, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -198,7 +199,6 @@ def image_grid(
         axes.set_axis_off()
         if captions:
             colour = BLACK if right is None else GREEN if right[i] else VERMILION
-            axes.set_title(
-                printable(captions[i]), fontsize=6.5, color=colour, loc="center", y=-0.24
-            )
+            text = "\n".join(printable(line) for line in captions[i].split("\n"))
+            axes.set_title(text, fontsize=6.5, color=colour, loc="center", y=-0.1, va="top")
     return figure
