@@ -33,6 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     for argument in folders:
         if "=" in argument and not Path(argument).exists():
             raise unknown("argument", argument.partition("=")[0], own)
+    if own["output"] and Path(own["output"]).is_file():
+        raise UserError(f"output={own['output']} is a file; give a folder.")
     if own["split"] not in ("val", "test"):
         raise unknown("split", own["split"], ("val", "test"))
     places = [place for folder in folders for place in _trials(Path(folder))]
@@ -60,6 +62,14 @@ def _trials(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no finished run: there is no metrics.json in or below it.")
 
 
+def _way_out(place: Path, split: str) -> str:
+    if not (place / "metrics.json").is_file():
+        return f"python -m tlx.train resume={place} goes on with it"
+    if split == "test" and (place.parent / "multirun.yaml").is_file():
+        return "a sweep leaves them alone: compare its trials with split=val"
+    return f"python -m tlx.evaluate run={place} split={split} makes them"
+
+
 def _read(places: Sequence[Path], split: str) -> "list[Run]":
     from tlx.evaluation.comparison import read_run
 
@@ -69,8 +79,7 @@ def _read(places: Sequence[Path], split: str) -> "list[Run]":
         path = place / "metrics.json"
         metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if "accuracy" not in metrics.get(split, {}):
-            command = f"python -m tlx.evaluate run={place} split={split}"
-            raise UserError(f"{place} has no results on {split}; {command} makes them.")
+            raise UserError(f"{place} has no results on {split}; {_way_out(place, split)}.")
         shown = name if names.count(name) == 1 else str(place)
         runs.append(read_run(place, shown, split, saved_config(place), metrics[split]))
     return runs

@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     if own["data.root"]:
         raw = override(raw, {"data.root": own["data.root"]})
     config = parse(raw)
-    if not (run / "model").is_dir():
-        _complete(config, run)
+    if not (run / "metrics.json").is_file():
+        _complete(config, run, with_test=split in ("test", "all") or config.test is True)
         if split in ("val", "test"):
             return
     _evaluate(config, run, split)
@@ -61,21 +61,23 @@ def _evaluate(config: Config, run: Path, split: str) -> None:
     compute = compute_of(config, choose_precision(config.trainer))
     probabilities = probabilities_of(model, samples, manifest.root, compute)
     path = run / "metrics.json"
-    metrics = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    metrics = json.loads(path.read_text("utf-8"))
     metrics[split] = write_split(run, split, model, samples, probabilities)
     write_json(path, metrics)
     show({split: metrics[split], **settings_of(model)})
     if split in ("val", "test"):
+        from tlx.evaluation.board import write_board
         from tlx.evaluation.report import write_report
 
+        write_board(run, config, manifest, model.preprocess, pictures=True)
         print(f"The report is in {write_report(run, gradcam=True, data_root=manifest.root)}")
 
 
-def _complete(config: Config, run: Path) -> None:
+def _complete(config: Config, run: Path, *, with_test: bool) -> None:
     """What training does after its last stage, from that stage's weights."""
     if not any((run / "checkpoints").glob("*/done.json")):
         raise UserError(f"{run} has no trained stage; python -m tlx.train resume={run} trains it.")
-    from tlx.evaluation.results import finish
+    from tlx.evaluation.conclusion import conclude
     from tlx.training.job import hold, prepare
     from tlx.training.run import train_stages
 
@@ -90,7 +92,7 @@ def _complete(config: Config, run: Path) -> None:
             )
         stages = train_stages(job)  # all are done: this reads their weights
         started = time.monotonic() - sum(stage.seconds for stage in stages)
-        finish(job, stages, with_test=True, started=started)
+        conclude(job, stages, started=started, with_test=with_test, report="full")
 
 
 if __name__ == "__main__":

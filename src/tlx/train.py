@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
         if (folder / "metrics.json").exists():
             raise UserError(f"the run in {folder} is finished; its results are in metrics.json.")
         _log_as_hydra_does(folder)
-        run(raw, folder, is_trial=False)
+        run(raw, folder, is_trial=(folder.parent / "multirun.yaml").is_file())
         return
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
@@ -84,20 +84,11 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
                   file=sys.stderr)  # fmt: skip
             sys.exit(getattr(stop, "exit_code", 130))
         if job.is_first_process:
-            from tlx.evaluation.board import write_board
-            from tlx.evaluation.results import finish
+            from tlx.evaluation.conclusion import conclude
 
             with_test = config.test is True or (config.test == "auto" and not is_trial)
-            finish(job, stages, with_test=with_test, started=started)
             report = ("none" if is_trial else "full") if config.report == "auto" else config.report
-            write_board(
-                folder, config, job.manifest, job.model.preprocess, pictures=report != "none"
-            )
-            if report != "none":
-                from tlx.evaluation.report import write_report
-
-                path = write_report(folder, gradcam=report == "full", data_root=job.manifest.root)
-                print(f"The report is in {path}")
+            conclude(job, stages, started=started, with_test=with_test, report=report)
     return stages[-1].best
 
 

@@ -154,5 +154,5 @@ def test_the_user_s_matplotlib_settings_neither_matter_nor_change():
 
 def test_printable_and_short():
     assert printable("a\x07b\udcffc") == "a\ufffdb\ufffdc"
-    assert short("abcdefgh", 5) == "abcd…"
+    assert short("abcdefgh", 5) == "ab…gh"
     assert short("abcde", 5) == "abcde"

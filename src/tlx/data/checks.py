@@ -49,7 +49,7 @@ def find_problems(
     findings = [
         *_unreadable(broken, scanned),
         *_copies(readable, read),
-        *_classes(readable, sorted({image.label for image in images}, key=natural_key)),
+        *_classes(readable, sorted({image.label for image in images} - {""}, key=natural_key)),
         *_looks(read),
         *_sizes(read, image_size),
     ]
@@ -90,7 +90,7 @@ def _copies(images: Sequence[Sample | Record], read: Mapping[str, Scanned]) -> I
     exact = copies(read, Path(), near=False)
     near = [g for g in copies(read, Path(), near=True) if len({read[p].sha256 for p in g}) > 1]
     for name, groups in (("exact", exact), ("near", near)):
-        conflicts = [g for g in groups if len({label_of[path] for path in g}) > 1]
+        conflicts = [g for g in groups if len({label_of[path] for path in g} - {""}) > 1]
         leaks = [g for g in groups if len({split_of[path] for path in g}) > 1]
         plain = [g for g in groups if len({(label_of[p], split_of[p]) for p in g}) == 1]
         severity: Severity = "error" if name == "exact" else "warning"

@@ -42,7 +42,8 @@ def check_classes(root: Path, records: list[Record], readable: list[Record]) -> 
 def _labels_by_split(records: Iterable[Record]) -> defaultdict[str, set[str]]:
     labels = defaultdict(set)
     for record in records:
-        labels[record.split].add(record.label)
+        if record.label:
+            labels[record.split].add(record.label)
     return labels
 
 

@@ -73,7 +73,8 @@ class Manifest:
     def of(cls, root: Path, samples: Iterable[Sample]) -> "Manifest":
         """Puts samples and classes in their fixed order."""
         ordered = tuple(sorted(samples, key=lambda sample: natural_key(sample.path)))
-        classes = tuple(sorted({sample.label for sample in ordered}, key=natural_key))
+        labels = {sample.label for sample in ordered} - {""}  # a test image may have none
+        classes = tuple(sorted(labels, key=natural_key))
         return cls(root, classes, ordered)
 
     def split(self, name: str) -> tuple[Sample, ...]:

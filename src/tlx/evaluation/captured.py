@@ -13,7 +13,7 @@ from tlx.models.classifier import Classifier
 
 
 @contextmanager
-def kept_features(classifier: Classifier, path: Path, *, limit: int = 2000) -> Iterator[None]:
+def kept_features(classifier: Classifier, path: Path, *, limit: int) -> Iterator[None]:
     """Write to `path` (.npy) those of the first `limit` images that pass meanwhile.
 
     (images, width) float32: maps are averaged, of tokens it is the class token.

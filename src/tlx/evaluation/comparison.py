@@ -1,5 +1,6 @@
 """Runs side by side: paired tests on shared images, and seeds taken together."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -114,7 +115,9 @@ def _group(members: Sequence[Run], score: str) -> Group:
     values = np.array([member.metrics[score] for member in members])
     names = tuple(member.name for member in members)
     mean, sd = float(values.mean()), float(values.std(ddof=1))
-    ci95 = t_interval(mean, sd, len(values))
+    low, high = t_interval(mean, sd, len(values))
+    most = math.inf if score == "loss" else 1.0  # the others are fractions
+    ci95 = (max(0.0, low), min(most, high))
     return Group(names, score, mean, sd, float(values.min()), float(values.max()), ci95)
 
 

@@ -22,9 +22,9 @@ def class_counts(manifest: Manifest) -> dict[str, NDArray[np.int64]]:
     """Images of each class in each split that has some."""
     index = {name: i for i, name in enumerate(manifest.classes)}
     return {
-        split: np.bincount([index[s.label] for s in samples], minlength=len(index))
+        split: np.bincount([index[s.label] for s in labelled], minlength=len(index))
         for split in SPLITS
-        if (samples := manifest.split(split))
+        if (labelled := [s for s in manifest.split(split) if s.label])
     }
 
 

@@ -90,7 +90,7 @@ def curves(
     if chance:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     for colour, (name, (across, up)) in zip(PALETTE, points.items(), strict=False):
-        axes.plot(across, up, color=colour, label=short(name, 28), linewidth=1.5)
+        axes.plot(across, up, color=colour, label=printable(name), linewidth=1.5)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel=x, ylabel=y)
     axes.grid()
     if len(points) > len(PALETTE):

@@ -115,9 +115,10 @@ def _or_none(read: Any) -> Any:
 
 
 def _judged(folder: Path, split: str, classes: Sequence[str]) -> Judged | None:
-    file = _or_none(lambda: read_predictions(folder / "predictions" / f"{split}.csv", classes))
-    if file is None:
+    path = folder / "predictions" / f"{split}.csv"
+    if not path.is_file():
         return None
+    file = read_predictions(path, classes)  # raises for another order of the classes
     index = {name: i for i, name in enumerate(classes)}
     kept = [i for i, label in enumerate(file.labels) if label in index]
     if not kept:

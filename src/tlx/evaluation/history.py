@@ -1,5 +1,6 @@
 """How a run learned, read back from its TensorBoard events."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ def read_history(run: Path) -> History:
     """Empty when the run has no events."""
     if not any(run.glob("events.out.tfevents.*")):
         return History()
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every file it opens
     from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
     # all scalars and texts; of images and the rest, which can be large, one

@@ -40,7 +40,15 @@ def learning_rates(history: History) -> Figure:
         steps, values = history.series[tags[i]]
         shown = np.where(values > 0, values, np.nan)  # a rate of 0 has no place on this axis
         name = short(tags[i].removeprefix("lr/"))
-        axes.plot(history.epochs(steps), shown, color=colour, label=name, linewidth=1.5)
+        axes.plot(
+            history.epochs(steps),
+            shown,
+            color=colour,
+            label=name,
+            linewidth=1.5,
+            marker="o",
+            markersize=2,
+        )
         lowest = min(lowest, np.nanmin(shown, initial=np.inf))
     if np.isfinite(lowest):
         axes.set_yscale("log")

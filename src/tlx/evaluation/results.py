@@ -32,6 +32,8 @@ from tlx.training.run import StageResult
 
 log = logging.getLogger(__name__)
 
+MOST_POINTS = 2000  # images whose features are kept, for the report's map and the Projector
+
 
 def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started: float) -> None:
     """Fix temperature and threshold on val, save the model, evaluate on val and, once, on test.
@@ -46,7 +48,8 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
         end = None if limit is None else limit * compute.batch_size
         samples[split] = job.manifest.split(split)[:end]
         features = job.folder / "predictions" / f"{split}_features.npy"
-        with kept_features(job.model.classifier, features):
+        most = min(MOST_POINTS, len(samples[split]))  # with tta the first view alone
+        with kept_features(job.model.classifier, features, limit=most):
             if split == "val" and samples[split] and _is_cached(stages, compute):
                 val, start = val_features(job)  # the images need not pass the frozen blocks again
                 shown = predict_features(job.model, val[:end], start, compute)

@@ -82,8 +82,10 @@ def printable(text: str) -> str:
 
 
 def short(text: str, length: int = 16) -> str:
+    """Without its middle where it is longer: names that begin alike often end differently."""
     text = printable(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    end = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - end]}…{text[-end:]}"
 
 
 def pixels(figure: Figure, dpi: int = 144) -> NDArray[np.uint8]:

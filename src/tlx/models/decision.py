@@ -42,7 +42,9 @@ def parse_aim(text: str) -> Aim:
 def positive_class(positive: str | None, classes: tuple[str, ...]) -> int:
     """The index of the class a threshold is for; raises for other than two classes."""
     if len(classes) != 2:
-        raise UserError(f"threshold is for 2 classes, not {len(classes)}; use threshold=null.")
+        raise UserError(
+            f"threshold and positive are for 2 classes, not {len(classes)}; leave them at null."
+        )
     if positive is None:
         return 1
     if positive not in classes:

@@ -67,7 +67,7 @@ def prepare(config: Config, folder: Path) -> Job:
         logging.getLogger("tlx").setLevel(logging.WARNING)
     weights = resolve_weights(config.backbone.name, config.backbone.weights)
     manifest = _manifest(config, folder)
-    if config.threshold is not None:
+    if config.threshold is not None or config.positive is not None:
         positive_class(config.positive, manifest.classes)  # raises for another, or several classes
     preprocess = preprocessing(config, weights.enum if weights else None)
     if is_first_process():

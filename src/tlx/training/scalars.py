@@ -49,6 +49,7 @@ class Scalars(Callback):
         self.first_step = first_step
         self.every = every
         self.written = 0  # the stage's step that was last written
+        self.rates: dict[str, float] = {}  # of the last step
         self.throughput = Throughput()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,6 +82,7 @@ class Scalars(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
+        self.rates = _rates(trainer)  # here, before the scheduler sets the next step's
         if trainer.global_step % self.every == 0:
             step = self.first_step + trainer.global_step + 1
             self._write(group_norms(self.classifier.groups), step)
@@ -94,7 +96,7 @@ class Scalars(Callback):
             step = self.first_step + trainer.global_step
             self.writer.add_scalar("train/loss_step", outputs["loss"].item(), step)
             self._write(self.throughput.read(), step)
-            self._write(_rates(trainer), step)
+            self._write(self.rates, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = self.first_step + trainer.global_step
@@ -102,7 +104,7 @@ class Scalars(Callback):
             self.writer.add_scalar(name, trainer.callback_metrics[name].item(), step)
         self._write(self.throughput.read(), step)
         if self.written < trainer.global_step:
-            self._write(_rates(trainer), step)
+            self._write(self.rates, step)
         self.writer.flush()
 
     def on_save_checkpoint(self, *args: Any) -> None:

@@ -11,6 +11,7 @@ from tlx.evaluation.examples import confused_pairs
 from tlx.evaluation.finished import FinishedRun, Judged
 from tlx.evaluation.metrics import confusion
 from tlx.evaluation.shown import NOTHING, ShownFigure, figure, interval, listed, percent
+from tlx.evaluation.style import short
 
 SPLIT_NAMES = {"test": "test", "val": "validation"}
 MOST_ROWS = 60
@@ -42,6 +43,7 @@ def quality(run: FinishedRun) -> dict[str, Any]:
     pairs = confused_pairs(counts, 10)
     return {
         "split": SPLIT_NAMES[run.split],
+        "splits": [SPLIT_NAMES[split] for split in SPLIT_NAMES if _measured(run, split)],
         "scores": _scores(run),
         "classes": _by_class(run.metrics.get(run.split, {}).get("per_class") or {}),
         "notes": run.metrics.get(run.split, {}).get("notes", []),
@@ -49,13 +51,19 @@ def quality(run: FinishedRun) -> dict[str, Any]:
             (run.classes[i], run.classes[j], n, percent(n / counts[i].sum(), 0))
             for i, j, n in pairs
         ],
-        **_figures(judged, run.classes, pairs),
+        **_figures(judged, run.classes, pairs, _positive(run)),
     }
+
+
+def _measured(run: FinishedRun, split: str) -> Mapping[str, Any]:
+    """What metrics.json says of a split; empty when no image of it has a label."""
+    metrics: Mapping[str, Any] = run.metrics.get(split, {})
+    return metrics if "accuracy" in metrics else {}
 
 
 def _scores(run: FinishedRun) -> dict[str, list[str]]:
     """Rows of the table of scores: name → one text for each of test and val that there is."""
-    found = [m for s in ("test", "val") if "accuracy" in (m := run.metrics.get(s, {}))]
+    found = [m for split in SPLIT_NAMES if (m := _measured(run, split))]
     rows: dict[str, list[str]] = {"images": [f"{m['n']:,}" for m in found]}
     for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):
         rows[name] = [percent(m[key]) for m in found]
@@ -101,7 +109,10 @@ def _by_class(per_class: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(
-    judged: Judged, classes: Sequence[str], pairs: Sequence[tuple[int, int, int]]
+    judged: Judged,
+    classes: Sequence[str],
+    pairs: Sequence[tuple[int, int, int]],
+    positive: int,
 ) -> dict[str, Any]:
     n, right = len(judged.labels), int(judged.right.sum())
     counts = confusion(judged.labels, judged.predicted, len(classes))
@@ -129,26 +140,35 @@ def _figures(
             f"more images. It is {way} sure {'as' if way == 'about as' else 'than'} it is right: "
             f"{percent(mean)} on average, and {percent(share)}.",
         ),
-        "curves": _curves(judged, classes),
+        "curves": _curves(judged, classes, positive),
     }
 
 
-def _curves(judged: Judged, classes: Sequence[str]) -> list[ShownFigure]:
-    """ROC and precision-recall, each class against the rest; of two classes, of the second."""
+def _positive(run: FinishedRun) -> int:
+    """Of two classes, the one that curves are drawn for."""
+    name = run.raw.get("positive")
+    return run.classes.index(name) if name in run.classes else 1
+
+
+def _curves(judged: Judged, classes: Sequence[str], positive: int) -> list[ShownFigure]:
+    """ROC and precision-recall, each class against the rest; of two classes, of the positive."""
     counts = np.bincount(judged.labels, minlength=len(classes))
     both = [i for i in range(len(classes)) if 0 < counts[i] < len(judged.labels)]
     areas = {i: curves.areas(judged.probabilities[:, i], judged.labels == i) for i in both}
-    shown = both[-1:] if len(classes) == 2 else sorted(both, key=lambda i: areas[i][0] or 0)
+    shown = sorted(both, key=lambda i: areas[i][0] or 0)
+    if len(classes) == 2:
+        shown = [i for i in both if i == positive]
     if not shown:
         return []
     roc, pr = {}, {}
     for i in shown[:MOST_CURVES]:
-        scores, positive = judged.probabilities[:, i], judged.labels == i
+        scores, truth = judged.probabilities[:, i], judged.labels == i
         area, average = areas[i]
-        roc[f"{classes[i]}  {area:.3f}"] = curves.roc_curve(scores, positive)
-        precision, recall = curves.precision_recall_curve(scores, positive)
-        pr[f"{classes[i]}  {average:.3f}"] = (recall, precision)
-    which = "the second class" if len(classes) == 2 else "each class against the rest"
+        name = short(classes[i], 20)
+        roc[f"{name}  {area:.3f}"] = curves.roc_curve(scores, truth)
+        precision, recall = curves.precision_recall_curve(scores, truth)
+        pr[f"{name}  {average:.3f}"] = (recall, precision)
+    which = f"the class {classes[positive]}" if len(classes) == 2 else "each class against the rest"
     if len(shown) > MOST_CURVES:
         which = f"the {MOST_CURVES} classes of {len(shown)} with the smallest areas"
     return [

@@ -15,6 +15,7 @@ UNKNOWN = "not recorded"
 def usage(run: FinishedRun) -> dict[str, Any]:
     place = shlex.quote(str(run.folder))
     return {
+        "place": place,
         "predict": f"python -m tlx.predict run={place} images=FOLDER output=predictions.csv",
         "again": f"python -m tlx.evaluate run={place}\npython -m tlx.report run={place}",
         "classes": run.classes,
