@@ -211,6 +211,9 @@ def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatc
         assert set(json.loads(trial.read_text())) == {
             "val", "stages", "seconds", "temperature", "environment"
         }  # fmt: skip
+        (trial.parent / "metrics.json").rename(trial.parent / "kept.json")
+        train.main([f"resume={trial.parent}"])  # still a trial
+        assert not (trial.parent / "predictions/test.csv").exists()
         assert re.fullmatch(r"[01]_optimizer.lr=0.01?|[01]_optimizer.lr=0.001", trial.parent.name)
         assert not (trial.parent / "predictions/test.csv").exists()
 
@@ -258,6 +261,10 @@ def test_summary_shows_a_table(capsys):
         (["trainer=gpu"], "this machine has no GPU"),
         (["trainer=auto", "trainer.devices=2"], "trainer.devices=2: this machine has no GPU"),
         (["loss=binary"], "loss=binary is for 2 classes, not 3"),
+        (["positive=rd"], "threshold and positive are for 2 classes, not 3"),
+        (["threshold=recall"], "threshold=recall is not valid"),
+        (["tta=3"], "tta"),
+        (["data.fold=5", "data.folds=5"], "fold"),
         (["optimizer=sgd", "+optimizer.momentun=0.5"], "momentun"),
         (["backbone.weights=/nowhere/w.pth"], "/nowhere/w.pth"),
         (["head.activation=softmax"], "unknown head.activation 'softmax'"),

@@ -47,17 +47,39 @@ def test_an_interrupted_run_is_made_whole(run):
     assert read(run) == before
     assert (run / "predictions/test.csv").read_text() == predictions
     assert (run / "model/model.json").read_text() == description
+    assert (run / "report.html").exists()
 
     evaluate.main([f"run={run}", "split=all"])
     after = read(run)
     assert after["all"]["n"] == 24
     assert after["test"] == before["test"]
 
-    shutil.rmtree(run / "model")
+    (run / "metrics.json").unlink()
     (run / "checkpoints/head/done.json").unlink()
     with pytest.raises(SystemExit):
         evaluate.main([f"run={run}"])
-    assert not (run / "model").exists()
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_run_that_was_to_leave_the_test_images_alone_does(run):
+    config = run / ".hydra/config.yaml"
+    config.write_text(config.read_text().replace("test: auto", "test: false"))
+    (run / "metrics.json").unlink()
+    (run / "predictions/test.csv").unlink()
+    evaluate.main([f"run={run}", "split=val"])
+    assert "test" not in read(run)
+    assert not (run / "predictions/test.csv").exists()
+
+
+def test_an_image_that_changed_is_named(run, trained, tmp_path, capsys):
+    images = shutil.copytree(trained[1], tmp_path / "images")
+    manifest = (run / "manifest.csv").read_text().splitlines()
+    victim = next(row.split(",")[0] for row in manifest if ",test," in row)
+    other = next(row.split(",")[0] for row in manifest if ",train," in row)
+    shutil.copy(images / other, images / victim)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"run={run}", f"data.root={images}"])
+    assert f"{victim}: changed" in capsys.readouterr().err
 
 
 def test_an_unknown_split_is_named(tmp_path, capsys):
