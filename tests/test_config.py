@@ -117,3 +117,8 @@ def test_help_and_a_config_error_do_not_import_torch(arguments, code):
     )
     assert done.stdout.splitlines()[-1] == f"imported [] code {code}"
     assert "Traceback" not in done.stderr
+
+
+def test_a_regular_expression_and_a_mapping_need_no_second_quotes():
+    data = config("data=csv", r"data.group=(patient\d+)_'", "data.columns={label: breed}").data
+    assert (data.group, data.columns) == (r"(patient\d+)_'", {"label": "breed"})

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     own, overrides = split_arguments(arguments, {"format": "table", "output": ""})
     if own["format"] not in ("table", "json"):
         raise UserError(f"format={own['format']} is not valid; it takes table | json.")
+    output = Path(own["output"])
+    if own["output"] and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
     if not any(override.startswith("data=") for override in overrides):
         overrides = ["data=folder", *overrides]
     from tlx.data.checks import as_json
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     classes, findings = check(parse(compose(overrides)))
     found = {"images": classes.total(), "classes": dict(classes), "findings": as_json(findings)}
     if own["output"]:
-        write_json(Path(own["output"]), found)
+        write_json(output, found)
     if own["format"] == "json":
         print(json.dumps(found))
     else:
@@ -57,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 def check(config: Config) -> "tuple[Counter[str], list[Finding]]":
     """How many images each class has, and what is wrong with them. Splits are those given."""
     from tlx.data.checks import find_problems
+    from tlx.data.groups import group_names
     from tlx.data.images import Decoding
     from tlx.data.scan import scan
     from tlx.data.sources import data_root, list_records
@@ -64,6 +69,8 @@ def check(config: Config) -> "tuple[Counter[str], list[Finding]]":
 
     root = data_root(config.data)
     records = list_records(config.data, root)
+    names = group_names(records, config.data.group, [])
+    records = [replace(record, group=name) for record, name in zip(records, names, strict=True)]
     decode = Decoding(alpha=config.data.alpha, icc=config.data.icc)
     scanned = scan(root, [record.path for record in records], decode)
     size = preprocessing(config).image_size

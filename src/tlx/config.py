@@ -180,6 +180,8 @@ def _spell(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return " | ".join(str(a) for a in typing.get_args(option))
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if typing.get_origin(option) is not None and issubclass(typing.get_origin(option), Mapping):
+        return "{NAME: VALUE}"
     return "null" if option is type(None) else names.get(option, "a list of numbers")
 
 
@@ -206,12 +208,13 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 
     _register_backbones()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), _readable_errors():
-        return _plain(hydra_compose("train", list(overrides)))
+        return _plain(hydra_compose("train", [_quoted(override) for override in overrides]))
 
 
 def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
     """Run `job(raw config, run folder, is one trial of a sweep)` as Hydra's application."""
     import os
+    import sys
 
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -224,10 +227,20 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
         )
 
     _register_backbones()
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     _name_trials_by_what_differs()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them
     with _readable_errors():
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
+
+
+def _quoted(argument: str) -> str:
+    """A regular expression is not Hydra's to parse."""
+    key, _, value = argument.partition("=")
+    if key != "data.group" or value in ("", "null") or value[0] in "'\"":
+        return argument
+    escaped = value.replace("'", r"\'")
+    return f"{key}='{escaped}'"
 
 
 def _name_trials_by_what_differs() -> None:

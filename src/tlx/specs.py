@@ -29,7 +29,7 @@ class DataSpec:
     source: Literal["folder", "csv", "torchvision", "elpv"]
     root: str | None
     table: str | None
-    columns: Mapping[str, str]
+    columns: Mapping[str, str] | None
     name: str | None
     val: float
     test: float

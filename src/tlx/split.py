@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     raw["data"].update({SETTINGS[key]: own[key] for key in SETTINGS if own[key]})
     config = parse(raw)
     output = Path(own["output"]).expanduser()
-    _check_place(output, own["source"], own["mode"])
+    _check_place(output, own["source"] or config.data.root or "", own["mode"])
     from tlx.data.sources import build_manifest
 
     manifest = build_manifest(config.data, seed=config.seed)
@@ -89,10 +89,9 @@ def write(manifest: "Manifest", output: Path, mode: str) -> None:
     """
     if mode != "manifest":
         written = _as_folders(manifest)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
     partial = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}")
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         if mode == "manifest":
             manifest.write(partial / "manifest.csv")
         else:

@@ -52,7 +52,7 @@ def allocate(sizes: dict[str, int], val: float, test: float) -> dict[str, list[i
         if size < len(used):
             raise UserError(
                 f"{name!r} has {size} image{'s' * (size != 1)}, fewer than the {len(used)} splits "
-                f"({', '.join(used)}): add images, remove it, or set data.val or data.test to 0."
+                f"({', '.join(used)}): add images, remove it, or set data.test to 0."
             )
     rows = {name: _row(size, shares, at_least=1) for name, size in sizes.items()}
     totals = _row(sum(sizes.values()), shares, at_least=0).counts

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tlx.data.duplicates import FLAT, copies
 from tlx.data.images import UnreadableImage
-from tlx.data.manifest import Record, Sample, natural_key
+from tlx.data.manifest import SPLITS, Record, Sample, natural_key
 from tlx.data.scan import Result, Scanned
 from tlx.files import write_json
 
@@ -49,6 +49,7 @@ def find_problems(
     findings = [
         *_unreadable(broken, scanned),
         *_copies(readable, read),
+        *_groups(readable),
         *_classes(readable, sorted({image.label for image in images} - {""}, key=natural_key)),
         *_looks(read),
         *_sizes(read, image_size),
@@ -110,6 +111,21 @@ def _copies(images: Sequence[Sample | Record], read: Mapping[str, Scanned]) -> I
         )  # fmt: skip
 
 
+def _groups(images: Sequence[Sample | Record]) -> Iterator[Finding]:
+    members: defaultdict[str, list[Sample | Record]] = defaultdict(list)
+    for image in images:
+        if image.group:
+            members[image.group].append(image)
+    torn = [name for name, found in members.items() if len({i.split for i in found}) > 1]
+    if torn:
+        paths = tuple(image.path for name in torn for image in members[name])
+        count = f"{len(torn)} group{'s' * (len(torn) != 1)}, such as {torn[0]!r},"
+        yield Finding(
+            "group_leak", "error", f"{count} in several of train, val and test", paths,
+            "data.on_leak=regroup",
+        )  # fmt: skip
+
+
 def _about(
     kind: str, severity: Severity, groups: Sequence[Sequence[str]], what: str, fix: str
 ) -> Iterator[Finding]:
@@ -124,13 +140,23 @@ def _classes(images: Sequence[Sample | Record], names: list[str]) -> Iterator[Fi
     for image in images:
         counts[image.split][image.label] += 1
     learned = counts.get("train") or counts.get("") or Counter()
+    if len(names) == 1:
+        yield Finding(
+            "one_class", "error", f"one class only, {names[0]!r}", (),
+            "a classifier needs two: is data.root a level too high or too low?",
+        )  # fmt: skip
+    if images and not learned:
+        held = " and ".join(sorted(counts))
+        fix = "give some the split train, or none at all"
+        yield Finding("no_train", "error", f"all images are for {held}", (), fix)
     for split in counts:
         if lacking := [name for name in names if not counts[split][name]]:
             yield _missing(split, lacking, names)
     if few := [name for name in learned if learned[name] < FEW]:
         listed = ", ".join(f"{name!r} ({learned[name]})" for name in sorted(few, key=natural_key))
+        too_few = "" in counts and min(learned[name] for name in few) < len(SPLITS)
         yield Finding(
-            "small_class", "warning", f"fewer than {FEW} images to learn from: {listed}", (),
+            "small_class", "error" if too_few else "warning", f"fewer than {FEW} images to learn from: {listed}", (),
             "add images, or remove the class",
         )  # fmt: skip
     if len(learned) > 1 and max(learned.values()) >= UNEQUAL * min(learned.values()):

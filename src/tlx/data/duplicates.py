@@ -12,9 +12,9 @@ from tlx.data.scan import SIDE, Scanned
 # These were chosen on ELPV, whose solar cells look much alike: tests/test_check.py.
 HASH_DISTANCE = 7  # bits; of four bands of 16 bits, one then differs in at most 1
 FLAT = 2.0  # grey levels of deviation below which a picture has no looks of its own
-CHUNK = 1 << 20  # pairs compared at once
-
-Pair = tuple[int, int]
+BAND = np.uint64(0xFFFF)
+CHUNK = 1 << 20  # pairs of hashes compared at once
+COMPARED = 1 << 13  # pairs of thumbnails compared at once: some 100 MB
 
 
 def copies(scanned: Mapping[str, Scanned], root: Path, *, near: bool) -> list[list[str]]:
@@ -36,32 +36,39 @@ def copies(scanned: Mapping[str, Scanned], root: Path, *, near: bool) -> list[li
 
 def _near_groups(pictures: Sequence[Scanned]) -> list[list[int]]:
     """Indices of `pictures`, those joined by a chain of near copies together."""
-    group_of = list(range(len(pictures)))
-
-    def first(index: int) -> int:
-        while group_of[index] != index:
-            group_of[index] = index = group_of[group_of[index]]
-        return index
-
-    for a, b in near_pairs(pictures):
-        low, high = sorted((first(a), first(b)))
-        group_of[high] = low
-    members = defaultdict(list)
-    for index in range(len(pictures)):
-        members[first(index)].append(index)
-    return list(members.values())
-
-
-def near_pairs(pictures: Sequence[Scanned]) -> Iterator[Pair]:
-    """Pairs of indices of pictures that are near copies of each other."""
     shown = [index for index, picture in enumerate(pictures) if picture.deviation >= FLAT]
     hashes = np.array([int(pictures[index].phash, 16) for index in shown], np.uint64)
     thumbnails = np.frombuffer(b"".join(pictures[i].thumbnail for i in shown), np.uint8)
     thumbnails = thumbnails.reshape(-1, SIDE, SIDE)
+    parent = np.arange(len(shown))
     for left, right in _near_hashes(hashes):
-        same = _same_picture(thumbnails[left], thumbnails[right])
-        for a, b in zip(left[same].tolist(), right[same].tolist(), strict=True):
-            yield shown[a], shown[b]
+        for start in range(0, len(left), COMPARED):
+            a, b = left[start : start + COMPARED], right[start : start + COMPARED]
+            parent = _flat(parent)
+            apart = parent[a] != parent[b]  # of a burst, most are together by now
+            a, b = a[apart], b[apart]
+            same = _same_picture(thumbnails[a], thumbnails[b])
+            for pair in zip(a[same].tolist(), b[same].tolist(), strict=True):
+                low, high = sorted(_first(parent, index) for index in pair)
+                parent[high] = low
+    members = defaultdict(list)
+    for index, group in zip(shown, _flat(parent).tolist(), strict=True):
+        members[group].append(index)
+    alone = set(range(len(pictures))) - set(shown)
+    return [*members.values(), *([index] for index in sorted(alone))]
+
+
+def _first(parent: NDArray[np.int64], index: int) -> int:
+    while (above := int(parent[index])) != index:
+        index = above
+    return index
+
+
+def _flat(parent: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Every index points at the first of its group."""
+    while not np.array_equal(above := parent[parent], parent):
+        parent = above
+    return parent
 
 
 def _same_picture(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -84,13 +91,13 @@ def _same_picture(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.bool
 
 
 def _near_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """All pairs within HASH_DISTANCE, some more than once, without comparing each with each.
+    """All pairs within HASH_DISTANCE, without comparing each with each.
 
     Of hashes at most 7 bits apart, one of four bands differs by one bit or none (pigeonhole): so
     each band is looked up as it is and with each of its bits turned.
     """
     for shift in range(0, 64, 16):
-        band = (hashes >> np.uint64(shift)) & np.uint64(0xFFFF)
+        band = (hashes >> np.uint64(shift)) & BAND
         order = np.argsort(band, kind="stable")
         for turned in (0, *(1 << bit for bit in range(16))):
             wanted = band ^ np.uint64(turned)
@@ -98,8 +105,10 @@ def _near_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64]
             stop = np.searchsorted(band[order], wanted, side="right")
             for left, places in _expanded(start, stop):
                 right = order[places]
-                close = np.bitwise_count(hashes[left] ^ hashes[right]) <= HASH_DISTANCE
-                close &= left < right
+                differing = hashes[left] ^ hashes[right]
+                close = (np.bitwise_count(differing) <= HASH_DISTANCE) & (left < right)
+                for earlier in range(0, shift, 16):  # an earlier band has found the pair
+                    close &= np.bitwise_count(differing >> np.uint64(earlier) & BAND) > 1
                 yield left[close], right[close]
 
 

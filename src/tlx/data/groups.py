@@ -49,7 +49,7 @@ def _matches(records: Sequence[Record], pattern: str | None) -> dict[str, str]:
     if not matches:
         raise UserError(
             f"data.group={pattern!r} matches none of the {len(records)} paths, such as "
-            f"{records[0].path}. (A table's column is named by data.columns.group.)"
+            f"{records[0].path}. (A table's column is named by 'data.columns={{group: NAME}}'.)"
         )
     if alone := [path for path in found if path not in matches]:
         log.warning("data.group does not match %d paths, such as %s", len(alone), alone[0])

@@ -10,6 +10,7 @@ from tlx.errors import UserError, unknown
 from tlx.files import replace_atomically
 
 SPLITS = ("train", "val", "test")
+SLACK = 0.0101  # by how much probabilities written with few digits may miss a sum of 1
 
 
 def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:

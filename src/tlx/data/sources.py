@@ -50,8 +50,9 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
     if spec.keep_together != "none" and not _comes_split(there, spec):
         same = copies(read, root, near=spec.keep_together == "near")
         there = _with_groups(there, group_names(there, None, same))
-    there = _split(spec, there, seed)
-    settle_leaks(there, digests, "warn")
+    there = settle_leaks(_split(spec, there, seed), digests, spec.on_leak)
+    if spec.split != "sequential":  # which says itself what a split lacks
+        check_classes(root, there, there)
     if spec.per_class is not None:
         there = _few(there, spec.per_class, seed)
     manifest = Manifest.of(root, [_sample(record, read[record.path]) for record in there])
@@ -101,7 +102,7 @@ def list_records(spec: DataSpec, root: Path) -> list[Record]:
 
 def _listed(spec: DataSpec, root: Path) -> list[Record]:
     if spec.source == "csv":
-        return read_table(_table(spec), root, spec.columns)
+        return read_table(_table(spec), root, spec.columns or {})
     if spec.source == "torchvision":
         given = Path(spec.root).expanduser() if spec.root is not None else None
         return read_torchvision(str(spec.name), given)

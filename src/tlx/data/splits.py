@@ -49,6 +49,8 @@ def draw_splits(  # noqa: PLR0913 — the settings of data=, by name
     given, whatever their groups and strata. Otherwise the order does not matter.
     """
     check_fractions(val, test)
+    if folds is None and fold != 0:
+        raise UserError(f"data.fold={fold} needs data.folds: how many folds there are.")
     if folds is not None and (folds < 2 or not 0 <= fold < folds):
         raise UserError(
             f"data.folds={folds} data.fold={fold}: give 2 folds or more, and a fold from 0 to "

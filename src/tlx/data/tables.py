@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tlx.data.folders import SPLIT_NAMES
-from tlx.data.manifest import Record
+from tlx.data.manifest import SLACK, Record
 from tlx.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _soft(text: str, where: str) -> str:
     except (ValueError, TypeError, AttributeError):
         shares = {}
     sound = all(0 <= share <= 1 for share in shares.values())
-    if not sound or abs(sum(shares.values()) - 1) > 1e-3:
+    if not sound or abs(sum(shares.values()) - 1) > SLACK:
         raise UserError(
             f"{where}: soft is {text!r}; it takes the probability of each class, which sum to 1, "
             'as JSON: {"cat": 0.75, "dog": 0.25}.'

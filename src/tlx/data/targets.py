@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlx.data.manifest import Sample
+from tlx.data.manifest import SLACK, Sample
 from tlx.errors import UserError, unknown
-
-SLACK = 0.01  # by how much probabilities written with few digits may miss a sum of 1
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,8 @@ def sample_weights(
             raise UserError(f"{sample.path}: a weight of {sample.weight:g}; it must be 0 or more.")
     of_class = _class_weights(samples, classes, policy.class_weights)
     own = [sample.weight * of_class.get(sample.label, 1.0) for sample in samples]
+    if max(own, default=1.0) == 0:
+        raise UserError("every training image has a weight of 0: nothing would be learned.")
     if len(set(own)) <= 1:
         return None
     weights = torch.tensor(own, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """What the stages of a run share: made once, before the first of them."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +11,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from tlx.data.checks import find_problems, write_findings
+from tlx.data.images import UnreadableImage
 from tlx.data.manifest import Manifest
 from tlx.data.scan import scan
-from tlx.data.sources import kept_manifest
+from tlx.data.sources import kept_manifest, list_records
+from tlx.errors import UserError
 from tlx.files import locked
 from tlx.models.decision import positive_class
 from tlx.models.folder import Architecture, SavedModel, build_classifier
@@ -67,11 +69,14 @@ def prepare(config: Config, folder: Path) -> Job:
         logging.getLogger("tlx").setLevel(logging.WARNING)
     weights = resolve_weights(config.backbone.name, config.backbone.weights)
     manifest = _manifest(config, folder)
+    if not manifest.split("val"):
+        raise UserError("no val images: the best epoch is chosen on them; set data.val above 0.")
     if config.threshold is not None or config.positive is not None:
         positive_class(config.positive, manifest.classes)  # raises for another, or several classes
     preprocess = preprocessing(config, weights.enum if weights else None)
     if is_first_process():
-        _tell_problems(manifest, preprocess, folder)
+        listed = [record.path for record in list_records(config.data, manifest.root)]
+        _tell_problems(manifest, listed, preprocess, folder)
     design = architecture(config, len(manifest.classes), preprocess)
     torch.manual_seed(config.seed)
     classifier = build_classifier(design, weights.state_dict if weights else None)
@@ -98,10 +103,14 @@ def _manifest(config: Config, folder: Path) -> Manifest:
     return manifest
 
 
-def _tell_problems(manifest: Manifest, preprocess: Preprocess, folder: Path) -> None:
-    """What is odd about the images: all of it into the run's folder, the worst into the log."""
-    paths = [sample.path for sample in manifest.samples]
-    scanned = scan(manifest.root, paths, preprocess.decoding)
+def _tell_problems(
+    manifest: Manifest, listed: Sequence[str], preprocess: Preprocess, folder: Path
+) -> None:
+    """What is odd about the images, those not read among them: all of it into the run's folder,
+    the worst into the log."""
+    known = {sample.path for sample in manifest.samples}
+    found = scan(manifest.root, listed, preprocess.decoding)
+    scanned = {p: s for p, s in found.items() if p in known or isinstance(s, UnreadableImage)}
     findings = find_problems(manifest.samples, scanned, image_size=preprocess.image_size)
     write_findings(folder / "findings.json", findings)
     for finding in findings:
