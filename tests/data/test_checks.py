@@ -74,7 +74,7 @@ def test_copies_by_what_they_spoil() -> None:
 
 def test_near_copies_are_warnings_and_exact_ones_not_named_twice() -> None:
     textured = bytes(range(0, 256, 8)) * 32
-    entries = classes({"train/a": 12, "test/a": 12})
+    entries = classes({f"{split}/{name}": 12 for split in ("train", "test") for name in "ab"})
     entries["train/a/0"] = shown(0, thumbnail=textured)
     entries["test/a/0"] = shown(0, thumbnail=textured, sha256="compressed again")
     entries["test/a/1"] = entries["train/a/1"]
@@ -82,6 +82,13 @@ def test_near_copies_are_warnings_and_exact_ones_not_named_twice() -> None:
     assert set(found) == {"near_leak", "exact_leak"}
     assert found["near_leak"].paths == ("train/a/0", "test/a/0")
     assert found["near_leak"].severity == "warning"
+
+
+def test_what_training_would_refuse_is_an_error() -> None:
+    found = problems(classes({"train/a": 12, "val/a": 12}))
+    assert found["one_class"].severity == "error"
+    found = problems(classes({f"test/{name}": 12 for name in "ab"}))
+    assert found["no_train"].severity == "error"
 
 
 def test_a_shifted_class_folder() -> None:

@@ -133,7 +133,7 @@ def check(count: int, seed: int) -> None:
         path = Path(f"{number}/{name}")
         with time_limit(str(path)):
             found = outcome(data, path)
-        outcomes[type(found)] += 1
+        outcomes[UnreadableImage if isinstance(found, UnreadableImage) else Image.Image] += 1
         if isinstance(found, UnreadableImage):
             assert found.path == path
             assert found.reason

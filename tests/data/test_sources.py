@@ -277,7 +277,10 @@ def test_copies_are_in_one_split(image_folder: Path) -> None:
     manifest = build(image_folder, keep_together="exact")
     split = {sample.path: sample.split for sample in manifest.samples}
     assert all(split[f"red/{n}.png"] == split[f"red/copy {n}.png"] for n in range(8))
-    apart = {sample.path: sample.split for sample in build(image_folder).samples}
+    with pytest.raises(UserError, match=r"images or groups are in two splits"):
+        build(image_folder, keep_together="none")
+    warned = build(image_folder, keep_together="none", on_leak="warn")
+    apart = {sample.path: sample.split for sample in warned.samples}
     assert any(apart[f"red/{n}.png"] != apart[f"red/copy {n}.png"] for n in range(8))
 
 

@@ -156,7 +156,8 @@ def _classes(images: Sequence[Sample | Record], names: list[str]) -> Iterator[Fi
         listed = ", ".join(f"{name!r} ({learned[name]})" for name in sorted(few, key=natural_key))
         too_few = "" in counts and min(learned[name] for name in few) < len(SPLITS)
         yield Finding(
-            "small_class", "error" if too_few else "warning", f"fewer than {FEW} images to learn from: {listed}", (),
+            "small_class", "error" if too_few else "warning",
+            f"fewer than {FEW} images to learn from: {listed}", (),
             "add images, or remove the class",
         )  # fmt: skip
     if len(learned) > 1 and max(learned.values()) >= UNEQUAL * min(learned.values()):

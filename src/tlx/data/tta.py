@@ -19,6 +19,6 @@ def tta_augment(augment: Augment, views: int) -> Augment:
     if views > 2 and not milder.is_random:
         raise UserError(
             f"tta={views}: without augmentation beyond mirror images there are two views, the "
-            "image and its mirror image; use tta=2, or train with an augmentation such as augment=light."
+            "image and its mirror image; use tta=2, or train with more, such as augment=light."
         )
     return milder
