@@ -46,7 +46,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 def results_table(title: str, first: str, metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each of `metrics`, by name: a split's, or a run's."""
-    columns = (first, "images", "accuracy", "95 % interval", "macro F1", "95 % interval", "loss")
+    columns = (first, "images", "accuracy", "95 % CI", "macro F1", "95 % CI", "loss")
     rows = table(title, columns, left=1)
     for name, m in metrics.items():
         if "accuracy" not in m:
@@ -60,7 +60,7 @@ def results_table(title: str, first: str, metrics: Mapping[str, Mapping[str, Any
 
 
 def _by_class(metrics: Mapping[str, Any], split: str) -> Table:
-    columns = ("class", "precision", "recall", "95 % interval", "F1", "images")
+    columns = ("class", "precision", "recall", "95 % CI", "F1", "images")
     rows = table(f"Classes, on {split}", columns, left=1)
     for name, m in metrics["per_class"].items():
         rows.add_row(
@@ -71,7 +71,7 @@ def _by_class(metrics: Mapping[str, Any], split: str) -> Table:
 
 
 def interval(bounds: Sequence[float] | None) -> str:
-    return "-" if bounds is None else f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+    return "-" if bounds is None else f"{bounds[0]:.3f}–{bounds[1]:.3f}"  # noqa: RUF001
 
 
 def table(title: str, columns: Sequence[str], *, left: int) -> Table:
