@@ -95,7 +95,7 @@ def prepare(config: Config, folder: Path) -> Job:
 def _manifest(config: Config, folder: Path) -> Manifest:
     """A begun run's own, if its files are still the same; else a new one, which it keeps."""
     path = folder / "manifest.csv"
-    if path.exists():
+    if path.exists() and (folder / "checkpoints").exists():
         return kept_manifest(path, config.data)
     manifest = read_manifest(config)
     if is_first_process():
