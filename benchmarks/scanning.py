@@ -76,7 +76,7 @@ def many(root: Path, paths: list[str]) -> None:
     print(f"  scanned        {seconds(lambda: scan(root, paths)):6.1f} s")
     print(f"  scanned again  {seconds(lambda: scan(root, paths)):6.1f} s")
     read = {path: s for path, s in scan(root, paths).items() if isinstance(s, Scanned)}
-    print(f"  copies         {seconds(lambda: copies(read, root, near=True)):6.1f} s")
+    print(f"  copies         {seconds(lambda: copies(read, near=True)):6.1f} s")
     samples = [Sample(path, "a", "train", "", s.sha256) for path, s in read.items()]
     manifest = Manifest.of(root, samples)
     print(f"  verified       {seconds(lambda: verify(manifest)):6.1f} s")

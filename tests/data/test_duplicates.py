@@ -38,8 +38,8 @@ def test_exact_copies_are_grouped_and_near_ones_only_when_asked_for(originals) -
     found = originals | {"twin.png": originals["3.png"], "triplet.png": originals["3.png"]}
     found["small.png"] = scanned(photograph(3).resize((150, 120)))
     exact = ["3.png", "twin.png", "triplet.png"]
-    assert copies(found, ROOT, near=False) == [exact]
-    assert copies(found, ROOT, near=True) == [[*exact, "small.png"]]
+    assert copies(found, near=False) == [exact]
+    assert copies(found, near=True) == [[*exact, "small.png"]]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_exact_copies_are_grouped_and_near_ones_only_when_asked_for(originals) -
 )
 def test_near_copies_are_found_and_nothing_else(originals, change) -> None:
     changed = {f"{seed} again": change(photograph(seed)) for seed in range(10)}
-    groups = copies(originals | changed, ROOT, near=True)
+    groups = copies(originals | changed, near=True)
     assert sorted(groups) == [[f"{seed}.png", f"{seed} again"] for seed in range(10)]
 
 
 def test_another_level_of_grey_is_another_picture(originals) -> None:
     brighter = photograph(0).point(lambda level: level + 12)
-    assert copies(originals | {"brighter": scanned(brighter)}, ROOT, near=True) == []
+    assert copies(originals | {"brighter": scanned(brighter)}, near=True) == []
 
 
 def test_pictures_without_contrast_are_only_exact_copies() -> None:
@@ -71,13 +71,13 @@ def test_pictures_without_contrast_are_only_exact_copies() -> None:
         for side in (40, 50)
     }
     found["again"] = found["0 40"]
-    assert copies(found, ROOT, near=True) == [["0 40", "again"]]
+    assert copies(found, near=True) == [["0 40", "again"]]
 
 
 def test_near_copies_chain() -> None:
     image = photograph(1)
     chain = {str(q): scanned(image, "JPEG", quality=q) for q in (95, 70, 45)}
-    assert copies(chain, ROOT, near=True) == [["95", "70", "45"]]
+    assert copies(chain, near=True) == [["95", "70", "45"]]
 
 
 def test_hashes_within_the_distance_are_all_found() -> None:
@@ -107,6 +107,6 @@ def test_ranges_are_expanded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_to_compare() -> None:
-    assert copies({}, ROOT, near=True) == []
+    assert copies({}, near=True) == []
     one = {"a.png": scanned(photograph(0))}
-    assert copies(one, ROOT, near=True) == []
+    assert copies(one, near=True) == []

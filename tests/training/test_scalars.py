@@ -29,6 +29,17 @@ def steps(events, tag):
     return [step for step, _ in series(events, tag)]
 
 
+def test_a_rate_is_that_of_its_step(image_folder, tmp_path):
+    cosine = "scheduler={name: cosine, warmup: 0, final: 0}"
+    trained(image_folder, tmp_path, *SETTINGS[:3], "stage=head", "stage.head.epochs=3",
+            "stage.head.lr=0.01", f"stage.head.{cosine}")  # fmt: skip
+    rates = series(EventAccumulator(str(tmp_path), {"scalars": 0}).Reload(), "lr/head")
+    assert [step for step, _ in rates] == [4, 8, 10, 12]
+    for step, rate in rates:  # the first of 12 steps has the whole rate
+        expected = 0.01 * (1 + math.cos(math.pi * (step - 1) / 12)) / 2
+        assert rate == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_series_of_two_stages_is_on_one_axis(image_folder, tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra/config.yaml").write_text("seed: 0\nloss: <b>\n")

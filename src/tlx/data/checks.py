@@ -88,8 +88,8 @@ def _copies(images: Sequence[Sample | Record], read: Mapping[str, Scanned]) -> I
     """Copies that count twice: with two labels, in two splits, or side by side."""
     label_of = {image.path: image.label for image in images}
     split_of = {image.path: image.split for image in images}
-    exact = copies(read, Path(), near=False)
-    near = [g for g in copies(read, Path(), near=True) if len({read[p].sha256 for p in g}) > 1]
+    exact = copies(read, near=False)
+    near = [g for g in copies(read, near=True) if len({read[p].sha256 for p in g}) > 1]
     for name, groups in (("exact", exact), ("near", near)):
         conflicts = [g for g in groups if len({label_of[path] for path in g} - {""}) > 1]
         leaks = [g for g in groups if len({split_of[path] for path in g}) > 1]

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ CHUNK = 1 << 20  # pairs of hashes compared at once
 COMPARED = 1 << 13  # pairs of thumbnails compared at once: some 100 MB
 
 
-def copies(scanned: Mapping[str, Scanned], root: Path, *, near: bool) -> list[list[str]]:
+def copies(scanned: Mapping[str, Scanned], *, near: bool) -> list[list[str]]:
     """Groups of two or more paths that show the same picture; with `near`, not only exactly.
 
     A near copy is the picture resized or compressed anew. Brighter, cropped, mirrored and turned

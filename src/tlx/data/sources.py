@@ -48,7 +48,7 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
         there = settled
         check_classes(root, there, there)  # train may have lost all it had of one
     if spec.keep_together != "none" and not _comes_split(there, spec):
-        same = copies(read, root, near=spec.keep_together == "near")
+        same = copies(read, near=spec.keep_together == "near")
         there = _with_groups(there, group_names(there, None, same))
     there = settle_leaks(_split(spec, there, seed), digests, spec.on_leak)
     if spec.split != "sequential":  # which says itself what a split lacks

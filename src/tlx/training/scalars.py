@@ -49,7 +49,7 @@ class Scalars(Callback):
         self.first_step = first_step
         self.every = every
         self.written = 0  # the stage's step that was last written
-        self.rates: dict[str, float] = {}  # of the last step
+        self.rates: dict[str, float] = {}  # of the last step that is written
         self.throughput = Throughput()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +82,9 @@ class Scalars(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        self.rates = _rates(trainer)  # here, before the scheduler sets the next step's
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_last or (trainer.global_step + 1) % self.every == 0:
+            self.rates = _rates(trainer)  # here, before the scheduler sets the next step's
         if trainer.global_step % self.every == 0:
             step = self.first_step + trainer.global_step + 1
             self._write(group_norms(self.classifier.groups), step)
