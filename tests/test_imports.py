@@ -17,6 +17,7 @@ CHAIN = [
     "models",
     "training",
     "evaluation",
+    "diagnosis",
 ]
 
 

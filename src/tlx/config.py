@@ -21,6 +21,7 @@ from tlx.specs import (
     DataSpec,
     HeadSpec,
     OptimizerSpec,
+    PreprocessSpec,
     StageSpec,
     TrainerSpec,
 )
@@ -31,7 +32,8 @@ T = TypeVar("T")
 POSITIVE = {
     "data.batch_size", "data.image_size", "trainer.accumulate", "trainer.clip", "trainer.num_nodes",
     "trainer.devices", "data.per_class", "tta", "trainer.checkpoint_steps", "trainer.limit_epochs",
-    "trainer.limit_train", "trainer.limit_eval", "cache.views", "cache.max_gb",
+    "trainer.limit_train", "trainer.limit_eval", "cache.views", "cache.max_bytes",
+    "data.decode_cache_bytes",
 }  # fmt: skip
 
 
@@ -43,12 +45,13 @@ def parse(raw: Mapping[str, Any]) -> Config:
         if key not in valid:
             raise unknown("key", key, sorted(valid))
     hints = typing.get_type_hints(Config)
-    groups = {"backbone", "head", "data", "augment", "cache", "trainer", "stages"}
+    groups = {"backbone", "head", "preprocess", "data", "augment", "cache", "trainer", "stages"}
     plain = {k: top[k] for k in hints if k not in groups}
     config = Config(
         backbone=_typed(BackboneSpec, top["backbone"], "backbone"),
         head=_typed(HeadSpec, top["head"], "head"),
         stages=_stages(top["stage"], top["optimizer"], top["scheduler"]),
+        preprocess=_typed(PreprocessSpec, top["preprocess"], "preprocess"),
         data=_typed(DataSpec, top["data"], "data"),
         augment=_typed(AugmentSpec, top["augment"], "augment"),
         cache=_typed(CacheSpec, top["cache"], "cache"),

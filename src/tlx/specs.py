@@ -14,6 +14,7 @@ BatchNorm = Literal["frozen", "statistics", "trainable"]
 class BackboneSpec:
     name: str
     weights: str | None
+    classifier: bool = False  # the hidden layers of its ImageNet classifier are blocks too
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,13 @@ class HeadSpec:
     hidden: tuple[int, ...]
     activation: str
     dropout: float
+    allow_softmax: bool
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    input: Literal["weights", "unit", "signed", "pixels", "caffe"]
+    allow_mismatch: bool
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class DataSpec:
     class_weights: Literal["balanced"] | Mapping[str, Any] | None
     sampling: Literal["shuffle", "balanced"]
     soft_labels: bool
+    decode_cache: Literal["off", "ram", "disk"]
+    decode_cache_bytes: float
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class TrainerSpec:
     limit_epochs: int | None
     limit_train: int | None
     limit_eval: int | None
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ class CacheSpec:
     mode: Literal["auto", "on", "off"]
     dir: str | None
     views: int | None
-    max_gb: float
+    max_bytes: float
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ class Config:
     backbone: BackboneSpec
     head: HeadSpec
     stages: tuple[StageSpec, ...]
+    preprocess: PreprocessSpec
     data: DataSpec
     augment: AugmentSpec
     trainer: TrainerSpec

@@ -166,11 +166,11 @@ def test_the_least_recently_used_go_first_and_nothing_in_use(job, tmp_path, open
 
 
 def test_no_room_is_no_cache_or_an_error(job, caplog):
-    (head, top) = train_stages(job("cache.max_gb=1e-6"))
+    (head, top) = train_stages(job("cache.max_bytes=1e3"))
     assert (head.cached, top.cached) == (False, False)
     assert "cannot hold the features" in caplog.text
     with pytest.raises(UserError, match="cache=on: .* cannot hold the features"):
-        train_stages(job("cache=on", "cache.max_gb=1e-6", folder="other"))
+        train_stages(job("cache=on", "cache.max_bytes=1e3", folder="other"))
 
 
 def test_no_cache_where_it_is_not_exact_or_does_not_pay(job):

@@ -137,7 +137,7 @@ class FeatureStore:
         if needed > min(free, self.max_bytes):
             raise OSError(
                 f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free on the disk "
-                f"and cache.max_gb allows {self.max_bytes / 1e9:.1f}"
+                f"and cache.max_bytes allows {self.max_bytes / 1e9:.1f}"
             )
 
 

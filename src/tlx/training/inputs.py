@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def feature_store(job: Job) -> FeatureStore:
     settings = job.config.cache
     folder = Path(settings.dir).expanduser() if settings.dir else cache_dir() / "features"
-    return FeatureStore(folder, int(settings.max_gb * 1e9))
+    return FeatureStore(folder, int(settings.max_bytes))
 
 
 def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -> Features | None:

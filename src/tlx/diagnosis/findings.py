@@ -1,0 +1,73 @@
+"""What the doctor finds: causes, ranked, each with its evidence and what to do about it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES = ("error", "warning", "note")
+
+# What can be wrong, in the order in which one explains another: a cause before its symptoms.
+CAUSES: Mapping[str, str] = {
+    "weights_not_loaded": "the pretrained weights are not in the network",
+    "input_mismatch": "the input is not what the weights were trained on",
+    "leak": "the same pictures to train on and to test with",
+    "wrong_rows": "predictions matched with the wrong images",
+    "class_order": "the classes are numbered differently in the splits",
+    "shuffled_labels": "the labels do not belong to the images",
+    "augmented_evaluation": "validation or test images are augmented",
+    "nothing_trains": "nothing learns",
+    "not_in_optimizer": "a parameter that should learn is not in the optimizer",
+    "softmax": "a softmax or sigmoid where none belongs",
+    "not_finite": "NaN or infinite values",
+    "learning_rate": "a learning rate far too high or too low",
+    "early_unfreezing": "the backbone learns while the head is still random",
+    "frozen_moved": "a frozen block moved",
+    "batchnorm": "BatchNorm adapts to tiny batches",
+    "dead_units": "units that are always 0",
+    "gradients": "gradients vanish or explode",
+    "cannot_fit": "the network cannot fit one batch",
+    "strong_augmentation": "augmentation hides the class",
+    "small_images": "images far smaller than the input",
+    "one_class": "one class is predicted for everything",
+    "overfitting": "the network learns the training images by heart",
+    "few_images": "too few images for the claim",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`evidence` is a sentence with its numbers, which `numbers` repeats by name.
+
+    `fix` is an override to paste where there is one. An error makes the result wrong or learning
+    impossible; a warning makes it worse; a note is worth knowing.
+    """
+
+    cause: str
+    severity: Severity
+    evidence: str
+    fix: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    picture: str | None = None  # a PNG's path
+
+    def __post_init__(self) -> None:
+        if self.cause not in CAUSES:
+            raise ValueError(f"{self.cause!r} is not in CAUSES")
+
+    @property
+    def page(self) -> str:
+        """Where the documentation explains it."""
+        return f"docs/doctor.md#{self.cause.replace('_', '-')}"
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """The likeliest cause of bad results first: by severity, then causes before symptoms."""
+    order = list(CAUSES)
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.index(f.cause)))
+
+
+def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [
+        asdict(f) | {"title": CAUSES[f.cause], "numbers": dict(f.numbers), "page": f.page}
+        for f in findings
+    ]
