@@ -44,6 +44,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     for key in top:
         if key not in valid:
             raise unknown("key", key, sorted(valid))
+    if missing := sorted(valid - top.keys()):
+        raise UserError(f"{missing[0]} is not given; was this saved by another version of tlx?")
     hints = typing.get_type_hints(Config)
     groups = {"backbone", "head", "preprocess", "data", "augment", "cache", "trainer", "stages"}
     plain = {k: top[k] for k in hints if k not in groups}
@@ -260,8 +262,15 @@ def _name_trials_by_what_differs() -> None:
 
 def _plain(node: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
 
-    raw = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    try:
+        raw = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
+        hint = OmegaConf.select(node, "data.hint") if key == "data.root" else None
+        text = f"{key} is not given; add {key}=… to the command. {hint or ''}"
+        raise UserError(text.strip()) from None
     return typing.cast(dict[str, Any], raw)
 
 
@@ -282,11 +291,8 @@ class _readable_errors:  # noqa: N801
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         from hydra.errors import HydraException
-        from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+        from omegaconf.errors import OmegaConfBaseException
 
-        if isinstance(error, MissingMandatoryValue):
-            key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
-            raise UserError(f"{key} is not given; add {key}=… to the command.") from None
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             raise _explain(error) from None
 

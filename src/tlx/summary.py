@@ -17,7 +17,8 @@ tlx summary: the parameter table, per block and in total, trainable and frozen.
 
 Takes train's settings (python -m tlx.train --help) and
   num_classes=N   how many classes; without it they are counted in the data
-  format=json     one JSON object: total, trainable, frozen as of the last stage, and stages
+  format=json     one JSON object: total, trainable, frozen (parameters), tensors and
+                  trainable_tensors as of the last stage, and stages
 """
 
 
@@ -59,6 +60,7 @@ def summarize(config: Config, num_classes: int) -> dict[str, Any]:
         apply_stage(classifier, stage)
         rows = parameter_table(classifier)
         total, trainable = sum(r.total for r in rows), sum(r.trainable for r in rows)
+        learns = [parameter.requires_grad for parameter in classifier.parameters()]
         stages.append(
             {
                 "name": stage.name,
@@ -67,12 +69,15 @@ def summarize(config: Config, num_classes: int) -> dict[str, Any]:
                 "total": total,
                 "trainable": trainable,
                 "frozen": total - trainable,
+                "tensors": len(learns),
+                "trainable_tensors": sum(learns),
                 "blocks": [
                     {"name": r.group, "total": r.total, "trainable": r.trainable} for r in rows
                 ],
             }
         )
-    last = {key: stages[-1][key] for key in ("total", "trainable", "frozen")}
+    counts = ("total", "trainable", "frozen", "tensors", "trainable_tensors")
+    last = {key: stages[-1][key] for key in counts}
     return {"backbone": config.backbone.name, "num_classes": num_classes, **last, "stages": stages}
 
 
@@ -92,6 +97,7 @@ def _show(tables: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("all", f"{tables['total']:,}", *(f"{s['trainable']:,}" for s in stages))
     table.add_row("frozen", "", *(f"{s['frozen']:,}" for s in stages))
+    table.add_row("tensors", f"{tables['tensors']}", *(f"{s['trainable_tensors']}" for s in stages))
     Console().print(table)
 
 

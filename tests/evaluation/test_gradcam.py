@@ -108,3 +108,11 @@ def test_where_the_last_map_is_one_place_an_earlier_one_serves(name, size, block
     maps = all_maps(classifier, size)
     assert maps.shape == (CLASSES, 32, 32)
     assert max(len(of_class.unique()) for of_class in maps) > 4
+
+
+def test_vectors_behind_the_maps_are_passed_over():
+    design = Architecture("alexnet", 127, CLASSES, "avg", (), "relu", 0.0, classifier=True)
+    with torch.device("meta"):
+        backbone = build_classifier(design).backbone
+    assert backbone.block_names[-2:] == ("fc1", "fc2")
+    assert target_block(backbone, 127) == 5

@@ -60,6 +60,7 @@ BLOCKS = {
     "squeezenet1_1": "stem fire2 fire3 fire4 fire5 fire6 fire7 fire8 fire9",
     "swin_t": "stem stage1 stage2 stage3 stage4 norm",
     "vgg11_bn": "block1 block2 block3 block4 block5",
+    "cnn4": "block1 block2 block3 block4",
     "vit_b_32": "embedding layer0 layer1 layer2 layer3 layer4 layer5 layer6 layer7 layer8 layer9 "
     "layer10 layer11 norm",
 }
@@ -190,10 +191,11 @@ def check_output(name: str, image_size: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_catalog_is_all_of_torchvision() -> None:
-    assert list(catalog.BACKBONES) == sorted(
+    assert list(catalog.TORCHVISION) == sorted(
         torchvision.models.list_models(module=torchvision.models)
     )
-    assert len(set(catalog.BACKBONES)) == 80
+    assert len(set(catalog.TORCHVISION)) == 80
+    assert sorted({*catalog.TORCHVISION, "cnn4"}) == list(catalog.BACKBONES)
 
 
 def test_catalog_does_not_import_torch() -> None:
@@ -227,7 +229,7 @@ def test_parameters_are_covered_once(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", catalog.BACKBONES)
+@pytest.mark.parametrize("name", catalog.TORCHVISION)
 def test_parameters_are_covered_once_in_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_coverage(name, monkeypatch)
 
@@ -239,7 +241,7 @@ def test_output_is_torchvisions(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(catalog.BACKBONES) - set(GIANTS)))
+@pytest.mark.parametrize("name", sorted(set(catalog.TORCHVISION) - set(GIANTS)))
 def test_output_is_torchvisions_in_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image_size = min(299, *get_model_weights(name).DEFAULT.transforms().crop_size)
     shape = check_output(name, image_size, monkeypatch)
@@ -378,7 +380,7 @@ def test_vgg_is_filled_as_torchvision_does_but_not_its_classifier() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["squeezenet1_1"]
+    ["cnn4", "squeezenet1_1"]
     + [pytest.param(name, marks=pytest.mark.slow) for name in SMALL if name != "squeezenet1_1"],
 )
 def test_running_from_a_block_equals_running_all(name: str) -> None:

@@ -14,6 +14,7 @@ from tlx.models.heads import Head
 # One small member of each family, with an image as small as leaves every parameter at work.
 SIZES = {
     "alexnet": 63,
+    "cnn4": 46,
     "convnext_tiny": 64,
     "densenet121": 64,
     "efficientnet_b0": 64,
@@ -164,7 +165,9 @@ def test_boundary(name: str, train_from: str, expected: Boundary) -> None:
         ("layer4.1.conv3", r"Did you mean layer4\.1\.conv2 or layer4\.1\.conv1"),
         ("layer4.", r"unknown train_from 'layer4\.'\. Did you mean layer4"),
         ("layr4.1", r"Did you mean layer4"),
-        ("head.layers.output", r"Valid: stem, layer1, layer2, layer3, layer4, head, top, all"),
+        ("haed", r"Did you mean head\? Valid: stem, layer1, layer2, layer3, layer4, head, top"),
+        ("head.layers.output", r"train_from=head\.layers\.output: the head .* as a whole; .*=head"),
+        ("head.nothing", r"train_from=head\.nothing: the head .* as a whole"),
         ("-6", r"train_from=-6: resnet18 has 5 blocks to count, stem to layer4; .*train_from=all"),
         ("-0", r"unknown train_from '-0'"),
         ("2", r"unknown train_from '2'"),

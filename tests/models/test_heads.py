@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tlx.errors import UserError
-from tlx.models.heads import ACTIVATIONS, Head
+from tlx.models.heads import ACTIVATIONS, Head, check_activation
 
 PLAIN = {"pool": "avg", "hidden": (), "activation": "relu", "dropout": 0.0}
 
@@ -31,7 +31,15 @@ def test_class_token_of_a_sequence() -> None:
     assert head.output.in_features == 5
 
 
-@pytest.mark.parametrize(("shape", "width"), [((5, 3, 4), 60), ((6, 5), 30)])
+@pytest.mark.parametrize("pool", ["avg", "flatten"])
+def test_a_vector_stays_as_it_is(pool: str) -> None:
+    vectors = torch.randn(2, 7)
+    head = Head((7,), 3, **PLAIN | {"pool": pool})
+    assert torch.equal(head.pool(vectors), vectors)
+    torch.testing.assert_close(head(vectors), vectors @ head.output.weight.T + head.output.bias)
+
+
+@pytest.mark.parametrize(("shape", "width"), [((5, 3, 4), 60), ((6, 5), 30), ((7,), 7)])
 def test_flatten(shape: tuple[int, ...], width: int) -> None:
     head = Head(shape, 1, **PLAIN | {"pool": "flatten"})
     features = torch.randn(2, *shape)
@@ -40,7 +48,7 @@ def test_flatten(shape: tuple[int, ...], width: int) -> None:
 
 
 @pytest.mark.parametrize("pool", ["avg", "flatten"])
-@pytest.mark.parametrize("shape", [(5, 3, 4), (6, 5)])
+@pytest.mark.parametrize("shape", [(5, 3, 4), (6, 5), (7,)])
 def test_pooling_twice_changes_nothing(shape: tuple[int, ...], pool: str) -> None:
     head = Head(shape, 2, **PLAIN | {"pool": pool})
     features = torch.randn(2, *shape)
@@ -81,6 +89,8 @@ def test_activations() -> None:
         "gelu": (-0.158655, 1.954500),
         "silu": (-0.268941, 1.761594),
         "tanh": (-0.761594, 0.964028),
+        "sigmoid": (0.268941, 0.880797),
+        "softmax": (0.047426, 0.952574),
     }
     assert set(ACTIVATIONS) == set(expected)
     for name, values in expected.items():
@@ -104,3 +114,20 @@ def test_activations() -> None:
 def test_what_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Head((5, 3, 3), **{"num_outputs": 2, **PLAIN, **change})
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_an_activation_that_spoils_a_hidden_layer_must_be_allowed(name: str) -> None:
+    choices = r"relu \| leaky_relu \| elu \| gelu \| silu \| tanh;"
+    with pytest.raises(UserError, match=f"head.activation={name} .*{choices}.*allow_softmax=true"):
+        check_activation(name, allow_softmax=False)
+    check_activation(name, allow_softmax=True)
+    check_activation("relu", allow_softmax=False)
+
+
+def test_a_softmax_passes_on_a_gradient_smaller_by_its_width() -> None:
+    """What its error says: at equal units the Jacobian is (1 - 1/n) / n, against ReLU's 1."""
+    x = torch.ones(1, 256, requires_grad=True)
+    for name, expected in (("softmax", (1 - 1 / 256) / 256), ("relu", 1.0)):
+        (gradient,) = torch.autograd.grad(ACTIVATIONS[name]()(x)[0, 0], x)
+        assert gradient[0, 0].item() == pytest.approx(expected)

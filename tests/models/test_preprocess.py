@@ -1,15 +1,19 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.models import get_model_weights
 from torchvision.transforms import functional as F
 
 from tlx.data.images import Decoding
 from tlx.errors import UserError
-from tlx.models.preprocess import Preprocess
+from tlx.models.preprocess import INPUTS, Preprocess
 
 MEMBERS = [
     ("vgg16", "IMAGENET1K_V1"),
@@ -33,15 +37,19 @@ def photograph(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize(("backbone", "member"), MEMBERS)
 @pytest.mark.parametrize("size", [(333, 257), (101, 143), (640, 481), (225, 224)])
-def test_equals_torchvisions_own_transforms_bit_for_bit(
+def test_equals_torchvisions_own_transforms_within_a_level(
     backbone: str, member: str, size: tuple[int, int]
 ) -> None:
+    """They resize with Pillow, tlx with torch, whose roundings differ by 1 of 255 (bicubic: 2)."""
     image = photograph(*size)
     expected = get_model_weights(backbone)[member].transforms()(image)
     preprocess = Preprocess.for_weights(backbone, member)
     pixels = preprocess(image)
     assert pixels.dtype == torch.uint8
-    assert torch.equal(preprocess.normalize(pixels[None]), expected[None])
+    std = torch.tensor(preprocess.std).view(3, 1, 1)
+    levels = ((preprocess.normalize(pixels[None])[0] - expected) * std * 255).abs()
+    assert levels.max() < (2.01 if preprocess.interpolation == "bicubic" else 1.01)
+    assert levels.mean() < 0.02
 
 
 def test_numbers_come_from_the_weights() -> None:
@@ -84,7 +92,8 @@ def test_squash_scales_both_sides() -> None:
     assert pixels[:, :, 17:].max() == 0
     image = photograph(91, 47)
     pixels = Preprocess.for_weights("vgg16", image_size=64, resize="squash")(image)
-    assert torch.equal(pixels, F.pil_to_tensor(image.resize((64, 64), Image.Resampling.BILINEAR)))
+    resized = F.pil_to_tensor(image.resize((64, 64), Image.Resampling.BILINEAR))
+    assert (pixels.int() - resized.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])
@@ -93,7 +102,7 @@ def test_a_box_is_scaled_to_the_whole_as_torchvisions_random_resized_crop_does(r
     left, top, right, bottom = box = (13, 5, 70, 44)
     pixels = Preprocess.for_weights("vgg16", image_size=64, resize=resize)(image, box)
     expected = F.resized_crop(image, top, left, bottom - top, right - left, [64, 64])
-    assert torch.equal(pixels, F.pil_to_tensor(expected))
+    assert (pixels.int() - F.pil_to_tensor(expected).int()).abs().max() <= 1
 
 
 def test_normalize_is_float32_by_the_formula_and_leaves_its_input_alone() -> None:
@@ -131,6 +140,7 @@ def test_survives_json(backbone: str, resize: str) -> None:
         ({"resize": "stretch"}, "crop, squash"),
         ({"alpha": "grey"}, "white, black"),
         ({"icc": 1}, "icc=1"),
+        ({"channels": "BRG"}, "unknown channels 'BRG'.* Valid: RGB, BGR"),
         ({"imagesize": 224}, "Did you mean image_size"),
     ],
 )
@@ -150,9 +160,58 @@ def test_from_dict_names_what_is_missing() -> None:
 def test_from_dict_takes_what_was_written_before_decoding_had_options() -> None:
     values = Preprocess.for_weights("vgg16").to_dict()
     del values["alpha"], values["icc"]
-    assert Preprocess.from_dict(values).decoding == Decoding()
+    assert replace(Preprocess.from_dict(values).decoding, side=None) == Decoding()
     chosen = Preprocess.for_weights("vgg16", decoding=Decoding("black", icc=True))
-    assert Preprocess.from_dict(chosen.to_dict()).decoding == Decoding("black", icc=True)
+    assert Preprocess.from_dict(chosen.to_dict()).decoding == Decoding("black", icc=True, side=256)
+
+
+def test_from_dict_takes_what_was_written_before_channels_had_an_order() -> None:
+    values = Preprocess.for_weights("vgg16", input="caffe").to_dict()
+    assert Preprocess.from_dict(values).channels == "BGR"
+    del values["channels"]
+    assert Preprocess.from_dict(values).channels == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("unit", lambda x: x / 255),
+        ("signed", lambda x: x / 127.5 - 1),
+        ("pixels", lambda x: x),
+        ("caffe", lambda x: x[:, ::-1] - np.reshape([103.939, 116.779, 123.68], (3, 1, 1))),
+    ],
+)
+def test_inputs_are_those_of_keras(name: str, formula: Callable[..., NDArray[Any]]) -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 9), dtype=torch.uint8)
+    images[0, :, 0, 0], images[0, :, 0, 1] = 0, 255
+    found = Preprocess.for_weights("vgg16", input=name).normalize(images)
+    expected = formula(images.numpy().astype(float))
+    np.testing.assert_allclose(found.double().numpy(), expected, atol=5e-5, rtol=0)
+
+
+def test_input_changes_only_what_the_network_gets_for_a_pixel() -> None:
+    own = Preprocess.for_weights("vgg16", image_size=96, resize="squash")
+    for name in INPUTS:
+        other = Preprocess.for_weights("vgg16", image_size=96, resize="squash", input=name)
+        assert replace(other, channels="RGB", mean=own.mean, std=own.std) == own
+        assert other.same_input(own) is (name == "weights")
+    signed = Preprocess.for_weights("efficientnet_v2_l", input="signed")
+    assert signed.same_input(Preprocess.for_weights("efficientnet_v2_l"))
+
+
+def test_describe_input() -> None:
+    text = "RGB from -2.118 to 2.64 (mean 0.485, 0.456, 0.406; std 0.229, 0.224, 0.225; of 0-1)"
+    assert Preprocess.for_weights("vgg16").describe_input() == text
+    caffe = Preprocess.for_weights("vgg16", input="caffe").describe_input()
+    assert caffe.startswith("BGR from -123.7 to 151.1 (")
+
+
+def test_of_a_network_without_weights() -> None:
+    expected = Preprocess(150, 150, "bilinear", True, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert Preprocess.for_weights("cnn4") == expected
+    assert Preprocess.for_weights("cnn4", image_size=64).resize_size == 64
+    with pytest.raises(UserError, match="weights of cnn4: there are none, such as IMAGENET1K_V1"):
+        Preprocess.for_weights("cnn4", "IMAGENET1K_V1")
 
 
 def test_unknown_names() -> None:
@@ -160,3 +219,5 @@ def test_unknown_names() -> None:
         Preprocess.for_weights("vgg61")
     with pytest.raises(UserError, match="Did you mean IMAGENET1K_V1"):
         Preprocess.for_weights("vgg16", "IMAGENET1K_V2")
+    with pytest.raises(UserError, match=r"unknown preprocess\.input 'cafe'\. Did you mean caffe"):
+        Preprocess.for_weights("vgg16", input="cafe")

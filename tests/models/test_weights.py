@@ -18,7 +18,7 @@ from torchvision.models import get_model, get_model_weights
 
 from tlx.errors import UserError
 from tlx.models import package_index, weights
-from tlx.models.weights import Weights, resolve_weights
+from tlx.models.weights import Weights, resolve_weights, weights_member
 
 State = dict[str, Tensor]
 
@@ -218,12 +218,42 @@ def test_the_index_serves_only_its_member(places: Places, state: State) -> None:
         ("vgg16", "imagnet", "Did you mean imagenet"),
         ("vgg16", "weights.bin", r"a file \(\.safetensors, \.pth, \.pt\)"),
         ("vgg16", "nowhere/vgg16.pth", r"there is no file nowhere/vgg16\.pth"),
+        ("cnn4", "imagenet", r"no pretrained weights of cnn4.*set backbone\.weights=null"),
+        ("cnn4", "own.pth", r"no pretrained weights of cnn4.*set backbone\.weights=null"),
     ],
 )
 def test_unknown_names(places: Places, backbone: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve_weights(backbone, name)
     assert places.asked == []
+
+
+def test_the_member_shows_before_the_weights_are_found(places: Places) -> None:
+    """By the name, or by the file's, which need not exist yet."""
+    named = Path(get_model_weights("resnet50")["IMAGENET1K_V1"].url).name
+    found = {
+        name: weights_member("resnet50", name)
+        for name in (None, "imagenet", "IMAGENET1K_V1", f"nowhere/{named}", "own.pth")
+    }
+    assert list(found.values()) == [
+        *(None, "IMAGENET1K_V2", "IMAGENET1K_V1", "IMAGENET1K_V1", "IMAGENET1K_V2"),
+    ]
+    assert weights_member("cnn4", None) is None
+
+
+def test_a_source_without_the_classifier_is_passed_over_when_it_is_wanted(places: Places) -> None:
+    features = {"features.0.weight": torch.ones(1)}
+    save_file(features, places.user / "alexnet_features.safetensors")
+    with pytest.raises(UserError, match="TLX_WEIGHTS_DIR: these weights have no classifier"):
+        resolve_weights("alexnet", "imagenet", classifier=True)
+    with pytest.raises(UserError, match="these weights have no classifier, .*backbone.classifier"):
+        resolve_weights(
+            "alexnet", str(places.user / "alexnet_features.safetensors"), classifier=True
+        )
+    assert_same(resolve_weights("alexnet", "imagenet"), features)
+    whole = {**features, "classifier.1.weight": torch.ones(2)}
+    save_file(whole, places.hub / "alexnet.safetensors")
+    assert_same(resolve_weights("alexnet", "imagenet", classifier=True), whole)
 
 
 # ---------------------------------------------------------------- files

@@ -27,7 +27,8 @@ def pooled_features(
         pictures = [model.preprocess(load_rgb(f, model.preprocess.decoding)) for f in batch]
         with torch.inference_mode():
             features = model.classifier.backbone(model.preprocess.normalize(torch.stack(pictures)))
-        rows.append(features.mean(dim=(2, 3)) if features.dim() == 4 else features[:, 0])
+        pooled = {4: lambda f: f.mean(dim=(2, 3)), 3: lambda f: f[:, 0], 2: lambda f: f}
+        rows.append(pooled[features.dim()](features))
         if time.process_time() > deadline:
             break
     return torch.cat(rows).float().numpy() if rows else np.empty((0, 0), dtype=np.float32)

@@ -20,7 +20,7 @@ def target_block(backbone: Backbone, image_size: int) -> int:
     if len(shapes[-1]) == 3:
         mixing = [any(p.dim() > 1 for p in b.parameters()) for b in backbone.blocks]
         return len(mixing) - 1 - mixing[::-1].index(True)
-    places = [math.prod(shape[2:] if _is_map(shape) else shape[1:3]) for shape in shapes]
+    places = [_places(shape) for shape in shapes]
     return max((i for i, n in enumerate(places, 1) if n > 1), default=len(shapes))
 
 
@@ -69,6 +69,12 @@ def _on_meta(block: nn.Module, x: Tensor) -> Tensor:
     state = {name: tensor.detach().to("meta") for name, tensor in tensors}
     output: Tensor = torch.func.functional_call(block, state, (x,))
     return output
+
+
+def _places(shape: tuple[int, ...]) -> int:
+    if len(shape) == 2:
+        return 1  # vectors, behind the maps
+    return math.prod(shape[2:] if _is_map(shape) else shape[1:3])
 
 
 def _is_map(shape: tuple[int, ...]) -> bool:

@@ -17,8 +17,7 @@ from torchvision.models import get_model  # type: ignore[attr-defined]  # lacks 
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from tlx import errors
-from tlx.models import catalog
-from tlx.models.families import ADAPTERS, Family
+from tlx.models.families import Family, adapter
 
 NATIVE_SIZE = 224  # pixels; for which torchvision builds networks of a fixed size
 _POSITIONS = "encoder.pos_embedding"  # ViT's, (1, 1 + patches, C)
@@ -27,7 +26,8 @@ _POSITIONS = "encoder.pos_embedding"  # ViT's, (1, 1 + patches, C)
 class Backbone(nn.Module):
     """Blocks that turn images (B, 3, H, W), float32 and normalised, into features.
 
-    Features are maps (B, C, H', W'), or tokens (B, S, C) of which the first is the class token.
+    Features are maps (B, C, H', W'), tokens (B, S, C) of which the first is the class token, or
+    vectors (B, C).
     `head_norm` is a pretrained norm that works on pooled maps. It belongs to the head, which
     takes it over by `take_head_norm()`.
     """
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels of the final map, or the width of a token."""
+        """Channels of the final map, or the width of a token or vector."""
         shape = next(iter(self._shapes.values()), None)
         if shape is None:
             shape = self.feature_shape(self.image_size or NATIVE_SIZE)
@@ -131,6 +131,7 @@ def build_backbone(
     name: str,
     *,
     image_size: int | None = None,
+    classifier: bool = False,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Backbone:
     """Build the named network with torchvision and divide it into blocks.
@@ -139,10 +140,13 @@ def build_backbone(
     and may be absent. Its tensors are copied, as float32, and stay on their device. Without it
     the weights are torchvision's random ones. `image_size`, in pixels, is checked; it fixes the
     position embedding of ViT and the grid of MaxViT, which is else that of the weights, or 224.
+    With `classifier` the hidden layers of torchvision's classifier are the last blocks.
 
     Raises UserError for an unknown name, a size that does not fit, or weights that do not.
     """
-    family = ADAPTERS[catalog.family_of(name)]
+    family = adapter(name, classifier=classifier)
+    if classifier and state_dict is not None:
+        check_has_classifier(state_dict)
     fixed = _fixed_size(name, family, image_size, state_dict or {})
     options = {**family.options, **(family.size_option(fixed) if fixed is not None else {})}
     model = _construct(name, family, options, initialise=state_dict is None)
@@ -158,6 +162,15 @@ def build_backbone(
     if image_size is not None:
         backbone.feature_shape(image_size)
     return backbone
+
+
+def check_has_classifier(state_dict: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless the weights (torchvision's keys) go beyond the convolutions."""
+    if not any(key.startswith("classifier.") for key in state_dict):
+        raise errors.UserError(
+            "these weights have no classifier, which backbone.classifier=true takes over; "
+            "leave it out, or give a file of the whole network (backbone.weights=FILE)"
+        )
 
 
 class _Unallocated(TorchFunctionMode):
@@ -192,7 +205,7 @@ def _construct(
     else:
         context = device, _Unallocated(lambda t: family.wide_classifier and t.dim() == 2)
     with context[0], context[1]:
-        model: nn.Module = get_model(name, weights=None, **options)
+        model = family.build() if family.build else get_model(name, weights=None, **options)
     modules = dict(model.named_modules())
     for path in family.unused:
         if path in modules:

@@ -1,4 +1,4 @@
-"""The names of torchvision's classification networks, without importing torch."""
+"""The names of the networks, torchvision's and our own, without importing torch."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ from tlx import errors
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "alexnet": ("alexnet",),
+    "cnn": ("cnn4",),  # our own: there are no pretrained weights of it
     "convnext": ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
     "densenet": ("densenet121", "densenet161", "densenet169", "densenet201"),
     "efficientnet": (
@@ -36,6 +37,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 
 BACKBONES: tuple[str, ...] = tuple(sorted(name for names in FAMILIES.values() for name in names))
+
+TORCHVISION: tuple[str, ...] = tuple(name for name in BACKBONES if name not in FAMILIES["cnn"])
 
 
 def family_of(name: str) -> str:

@@ -78,6 +78,11 @@ class Classifier(nn.Module):
         names = list(self.groups)
         path = self._spelled_out(train_from)
         name = path.partition(".")[0]
+        if name == HEAD and path != HEAD:
+            raise errors.UserError(
+                f"train_from={train_from}: the head is new and always learns as a whole; "
+                "train_from=head freezes everything before it."
+            )
         if name not in self.backbone.block_names and path != HEAD:
             raise errors.unknown("train_from", train_from, [*names, TOP, ALL])
         paths = [path for path, _ in self.groups[name].named_modules(prefix=name)]

@@ -6,12 +6,16 @@ names torchvision's modules in the order in which its `forward` runs them, and o
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
+
+from tlx.errors import UserError
+from tlx.models.catalog import family_of
+from tlx.models.cnn import cnn4
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)  # of torchvision's builder
     is_convolutional: bool = True  # whether memory in channels-last order makes sense
     head_norm: Callable[[Any], nn.Module] | None = None
+    hidden: Callable[[Any], dict[str, nn.Module]] | None = None  # blocks of the classifier
+    build: Callable[[], nn.Module] | None = None  # where the network is not torchvision's
     wide_classifier: bool = False  # holds all Linear layers, too large to be filled for nothing
     size_step: Callable[[str], int] | None = None  # built for one size, a multiple of this
     size_option: Callable[[int], dict[str, Any]] = lambda _: {}
@@ -69,6 +75,14 @@ def _alexnet(model: Any) -> dict[str, nn.Module]:
 
 def _vgg(model: Any) -> dict[str, nn.Module]:
     return _plain(model, lambda previous, _: isinstance(previous, nn.MaxPool2d))
+
+
+def _hidden(model: Any) -> dict[str, nn.Module]:
+    """The classifier of AlexNet and VGG up to its last layer, and what leads to it."""
+    words = {nn.Linear: "linear", nn.ReLU: "relu", nn.Dropout: "dropout"}
+    layers = [(words[type(layer)], layer) for layer in model.classifier[:6]]
+    start = {"avgpool": model.avgpool, "flatten": nn.Flatten()}
+    return {"fc1": _chain(start | dict(layers[:3])), "fc2": _chain(dict(layers[3:]))}
 
 
 def _squeezenet(model: Any) -> dict[str, nn.Module]:
@@ -188,7 +202,8 @@ def _vit(model: Any) -> dict[str, nn.Module]:
 _NO_EXTRAS = {"aux_logits": False, "transform_input": False, "init_weights": True}
 
 ADAPTERS: Mapping[str, Family] = {
-    "alexnet": Family(_alexnet, ("classifier",), wide_classifier=True),
+    "alexnet": Family(_alexnet, ("classifier",), hidden=_hidden, wide_classifier=True),
+    "cnn": Family(lambda model: dict(model.named_children()), (), build=cnn4),
     "convnext": Family(_staged, ("classifier.2",), head_norm=lambda model: model.classifier[0]),
     "densenet": Family(
         _densenet,
@@ -212,7 +227,7 @@ ADAPTERS: Mapping[str, Family] = {
     "shufflenet": Family(_shufflenet, ("fc",)),
     "squeezenet": Family(_squeezenet, ("classifier",)),
     "swin": Family(_swin, ("head",), is_convolutional=False),
-    "vgg": Family(_vgg, ("classifier",), wide_classifier=True),
+    "vgg": Family(_vgg, ("classifier",), hidden=_hidden, wide_classifier=True),
     "vit": Family(
         _vit,
         ("heads",),
@@ -221,3 +236,26 @@ ADAPTERS: Mapping[str, Family] = {
         size_option=lambda size: {"image_size": size},
     ),
 }
+
+
+def adapter(name: str, *, classifier: bool) -> Family:
+    """The row of the network `name`; with `classifier` its classifier's hidden layers are blocks.
+
+    Raises UserError for an unknown name and for a network that has none.
+    """
+    family = ADAPTERS[family_of(name)]
+    if not classifier:
+        return family
+    hidden = family.hidden
+    if hidden is None:
+        having = " and ".join(name for name, row in ADAPTERS.items() if row.hidden is not None)
+        raise UserError(
+            f"backbone.classifier=true is not for {name}: only the families {having} have hidden "
+            "layers in their classifier that can be kept. Leave it out."
+        )
+    return replace(
+        family,
+        blocks=lambda model: {**family.blocks(model), **hidden(model)},
+        unused=("classifier.6",),
+        wide_classifier=False,
+    )

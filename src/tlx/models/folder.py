@@ -31,6 +31,7 @@ class Architecture:
     hidden: tuple[int, ...]
     activation: str
     dropout: float
+    classifier: bool = False  # the backbone's own hidden layers are blocks
 
 
 def build_classifier(
@@ -38,7 +39,9 @@ def build_classifier(
 ) -> Classifier:
     """The network, its backbone from `state_dict` (torchvision's keys) or at random."""
     a = architecture
-    backbone = build_backbone(a.backbone, image_size=a.image_size, state_dict=state_dict)
+    backbone = build_backbone(
+        a.backbone, image_size=a.image_size, classifier=a.classifier, state_dict=state_dict
+    )
     head = Head(
         backbone.feature_shape(a.image_size),
         a.num_outputs,

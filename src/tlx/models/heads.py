@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -16,7 +17,26 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softmax": partial(nn.Softmax, dim=1),
 }
+HARMFUL: Mapping[str, str] = {
+    "sigmoid": "squeezes every unit into 0 to 1 with a slope of at most 1/4, which the gradient is "
+    "multiplied by",
+    "softmax": "lets the units of a layer compete for a sum of 1: each comes to about 1/width, "
+    "and the gradient that it passes on to about 1/width of ReLU's",
+}
+
+
+def check_activation(activation: str, *, allow_softmax: bool) -> None:
+    """Raises UserError for one that spoils a hidden layer, unless that is allowed."""
+    if activation in HARMFUL and not allow_softmax:
+        choices = " | ".join(name for name in ACTIVATIONS if name not in HARMFUL)
+        raise errors.UserError(
+            f"head.activation={activation} {HARMFUL[activation]}. For hidden layers take "
+            f"{choices}; the classes' own softmax or sigmoid is in the loss. To see what it costs, "
+            "set head.allow_softmax=true."
+        )
 
 
 class ClassToken(nn.Module):
@@ -27,7 +47,7 @@ class ClassToken(nn.Module):
 
 
 class Head(nn.Module):
-    """Features (B, C, H, W) or (B, S, C) to logits (B, num_outputs).
+    """Features (B, C, H, W), (B, S, C) or (B, C) to logits (B, num_outputs).
 
     `pool` has no parameters and changes nothing on a second run, so that the head takes pooled
     features too. `layers` is all the rest; `output` its last layer.
@@ -46,7 +66,8 @@ class Head(nn.Module):
     ) -> None:
         """`feature_shape` is without the batch, `dropout` a fraction, `norm` made for maps.
 
-        'avg' averages a map, and takes the class token of a sequence; 'flatten' keeps everything.
+        'avg' averages a map, takes the class token of a sequence and a vector as it is; 'flatten'
+        keeps everything.
         Dropout follows each hidden layer, or stands before the output if there is none.
 
         Raises UserError for an unknown name or a number out of its range.
@@ -82,7 +103,7 @@ class Head(nn.Module):
 
 
 def _pool(feature_shape: tuple[int, ...], pool: str) -> nn.Module:
-    if pool == "flatten":
+    if pool == "flatten" or len(feature_shape) == 1:
         return nn.Identity()
     return nn.AdaptiveAvgPool2d(1) if len(feature_shape) == 3 else ClassToken()
 

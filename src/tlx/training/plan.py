@@ -1,5 +1,6 @@
 """What a configuration amounts to, found without images or weights: errors come before work."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,26 +16,32 @@ from tlx.errors import UserError
 from tlx.models.classifier import Classifier
 from tlx.models.decision import parse_aim
 from tlx.models.folder import Architecture, build_classifier
+from tlx.models.heads import check_activation
 from tlx.models.outputs import num_outputs
 from tlx.models.preprocess import Preprocess
+from tlx.models.weights import weights_member
 from tlx.specs import Config, StageSpec
 from tlx.training.devices import check_devices, process_count
 from tlx.training.optim import check_schedule, optimizer_class
 from tlx.training.unfreezing import check_refreezing, has_batchnorm, plain_stages
 
+log = logging.getLogger(__name__)
+
 
 def preprocessing(config: Config, member: str | None = None) -> Preprocess:
-    """The input contract of the weights; `member` is torchvision's name for them."""
+    """What the network gets; `member` is torchvision's name for the weights, once it is known."""
     return Preprocess.for_weights(
         config.backbone.name,
-        member,
+        member or weights_member(config.backbone.name, config.backbone.weights),
         image_size=config.data.image_size,
         resize=config.data.resize,
         decoding=Decoding(config.data.alpha, config.data.icc),
+        input=config.preprocess.input,
     )
 
 
 def architecture(config: Config, num_classes: int, preprocess: Preprocess) -> Architecture:
+    check_activation(config.head.activation, allow_softmax=config.head.allow_softmax)
     return Architecture(
         backbone=config.backbone.name,
         image_size=preprocess.image_size,
@@ -43,6 +50,7 @@ def architecture(config: Config, num_classes: int, preprocess: Preprocess) -> Ar
         hidden=config.head.hidden,
         activation=config.head.activation,
         dropout=config.head.dropout,
+        classifier=config.backbone.classifier,
     )
 
 
@@ -82,7 +90,7 @@ def check(config: Config) -> None:
     root = config.data.root
     is_made = config.data.source == "torchvision"  # its downloads make the folder
     if root is not None and not is_made and not Path(root).expanduser().exists():
-        raise UserError(f"data.root={root}: no such folder.")
+        raise UserError(f"data.root={root}: no such folder. {config.data.hint or ''}".strip())
     tta_augment(Augment(**asdict(config.augment)), config.tta)
     TargetPolicy(config.label_smoothing)
     if config.threshold is not None:
@@ -91,6 +99,7 @@ def check(config: Config) -> None:
         optimizer_class(stage.optimizer)
         check_schedule(stage.scheduler)
         _check_rates(config, stage)
+    _check_input(config)
     classifier = meta_classifier(config, num_classes=2)
     stages = plain_stages(classifier, config.stages)
     for stage in stages:
@@ -102,6 +111,28 @@ def check(config: Config) -> None:
             )
     if not config.allow_refreeze:
         check_refreezing(classifier, stages)
+
+
+def _check_input(config: Config) -> None:
+    """Pretrained weights get the input that they were trained on, or it is said aloud."""
+    name, weights = config.backbone.name, config.backbone.weights
+    if weights is None:
+        return
+    given = preprocessing(config)
+    expected = Preprocess.for_weights(name, weights_member(name, weights))
+    if given.same_input(expected):
+        return
+    mismatch = (
+        f"preprocess.input={config.preprocess.input} is not what the weights of {name} were "
+        f"trained on. They expect {expected.describe_input()}; they would get "
+        f"{given.describe_input()}."
+    )
+    if not config.preprocess.allow_mismatch:
+        raise UserError(
+            f"{mismatch} Set preprocess.input=weights, or, to see what the mismatch costs, "
+            "preprocess.allow_mismatch=true."
+        )
+    log.warning("MISMATCH: %s Allowed by preprocess.allow_mismatch=true.", mismatch)
 
 
 def _check_rates(config: Config, stage: StageSpec) -> None:
