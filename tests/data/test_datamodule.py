@@ -25,9 +25,11 @@ LIGHT = Augment(
 )
 
 
-def preprocess(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
-    image = image if box is None else image.crop(box)
-    return TF.resize(TF.pil_to_tensor(image), [16, 16], antialias=True)
+def preprocess(image: Image.Image | Tensor, box: tuple[int, int, int, int] | None = None) -> Tensor:
+    pixels = image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
+    if box is not None:
+        pixels = pixels[:, box[1] : box[3], box[0] : box[2]]
+    return TF.resize(pixels, [16, 16], antialias=True)
 
 
 @pytest.fixture

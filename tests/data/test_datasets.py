@@ -18,9 +18,11 @@ CLASSES = ("blue", "green", "red")
 SHAKE = {"horizontal_flip": True, "rotation_range": 20.0, "zoom_range": (0.8, 1.2)}
 
 
-def preprocess(image: Image.Image, box: tuple[int, int, int, int] | None) -> Tensor:
-    image = image if box is None else image.crop(box)
-    return TF.resize(TF.pil_to_tensor(image), [16, 16], antialias=True)
+def preprocess(image: Image.Image | Tensor, box: tuple[int, int, int, int] | None) -> Tensor:
+    pixels = image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
+    if box is not None:
+        pixels = pixels[:, box[1] : box[3], box[0] : box[2]]
+    return TF.resize(pixels, [16, 16], antialias=True)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def check_complete(image: Image.Image, data: bytes) -> None:
     elif image.format == "TIFF":
         whole = _tiff_is_whole(image)
     elif image.format in ("JPEG", "MPO"):
-        whole = not _ends_mid_grey(image) or _jpeg_is_whole(image, data)
+        whole = not _ends_mid_grey(image) or _jpeg_is_whole(data)
     else:
         whole = True
     if not whole:
@@ -88,16 +88,15 @@ def _ends_mid_grey(image: Image.Image) -> bool:
     return all(value in (127, 128) for value in values)  # 127: of inverted CMYK
 
 
-def _jpeg_is_whole(image: Image.Image, data: bytes) -> bool:
+def _jpeg_is_whole(data: bytes) -> bool:
     """Whether more data at the end of each scan change nothing, so that none were missing."""
     padded, done = bytearray(), 0
     for end in _scan_ends(data):
         padded += data[done:end] + bytes(range(1, 128)) * 8
         done = end
     padded += data[done:]
-    with Image.open(io.BytesIO(padded), formats=["JPEG"]) as other:
-        other.load()
-        return ImageChops.difference(image.convert("RGB"), other.convert("RGB")).getbbox() is None
+    own, other = (Image.open(io.BytesIO(d), formats=["JPEG"]) for d in (data, padded))
+    return ImageChops.difference(own.convert("RGB"), other.convert("RGB")).getbbox() is None
 
 
 def _scan_ends(data: bytes) -> Iterator[int]:

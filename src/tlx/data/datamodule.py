@@ -1,14 +1,17 @@
 """Batches of images for training and evaluation. What is random is a function of the seed."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tlx.data.augment import Augment, sample_key
 from tlx.data.datasets import FeatureDataset, Features, ImageDataset, Item, Preprocess
+from tlx.data.decoded import DecodeCache, DecodedImages, open_cache
 from tlx.data.images import Decoding
 from tlx.data.loaders import auto_workers, make_loader
 from tlx.data.manifest import Manifest
@@ -45,6 +48,7 @@ class ImageData(LightningDataModule):
         decoding: Decoding = Decoding(),  # noqa: B008 — it is frozen, as the next
         policy: TargetPolicy = TargetPolicy(),  # noqa: B008
         balanced: bool = False,
+        decode_cache: DecodeCache = DecodeCache(),  # noqa: B008
     ) -> None:
         """Raises UserError for targets or weights that the manifest does not allow.
 
@@ -65,18 +69,34 @@ class ImageData(LightningDataModule):
         self.weights = sample_weights(train, manifest.classes, policy)
         self._targets = train_targets(train, manifest.classes, policy, mixed=mixed)
         self.features: Features | None = None
+        self.kept = self._open_cache(decode_cache) if decode_cache.where != "off" else {}
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.manifest.classes
 
+    def _open_cache(self, settings: DecodeCache) -> dict[str, DecodedImages]:
+        """Not for test, which is read once."""
+        splits = ["train", "val"]
+        if self.augment.crop_scale is not None:
+            log.info("Decode cache: not of train, whose crops are from the images before resizing.")
+            splits = ["val"]
+        shape = self.preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8), None).shape
+        files = {
+            split: (self._files(split), [s.sha256 for s in self.manifest.split(split)])
+            for split in splits
+        }
+        return open_cache(settings, self.preprocess, shape, files)
+
+    def _files(self, split: str) -> list[Path]:
+        return [self.manifest.root / sample.path for sample in self.manifest.split(split)]
+
     def dataset(self, split: str) -> ImageDataset:
         """Images of one split in the manifest's order."""
-        samples = self.manifest.split(split)
-        files = [self.manifest.root / sample.path for sample in samples]
+        samples, files, kept = self.manifest.split(split), self._files(split), self.kept.get(split)
         if split != "train":
             targets = class_indices(samples, self.classes)
-            return ImageDataset(files, targets, self.preprocess, decoding=self.decoding)
+            return ImageDataset(files, targets, self.preprocess, decoding=self.decoding, kept=kept)
         return ImageDataset(
             files,
             self._targets,
@@ -85,6 +105,7 @@ class ImageData(LightningDataModule):
             augment=self.augment if self.augment.is_random else None,
             keys=[sample_key(sample.path) for sample in samples],
             seed=self.seed,
+            kept=kept,
         )
 
     def train_dataloader(self) -> DataLoader[Item]:
@@ -114,7 +135,10 @@ class ImageData(LightningDataModule):
         lone = batch_size > 1 and len(sampler) % batch_size == 1
         if lone:
             log.info("the last training batch would be a single image: it is dropped")
-        return self._loader(dataset, sampler, drop_last=lone)
+        loader = self._loader(dataset, sampler, drop_last=lone)
+        threads = torch.get_num_threads()
+        log.info("Feeding: workers %d, threads %d.", loader.num_workers, threads)
+        return loader
 
     def _classes_to_balance(self) -> list[int] | None:
         train = self.manifest.split("train")
@@ -159,11 +183,13 @@ class ImageData(LightningDataModule):
     ) -> DataLoader[Item]:
         processes = self.trainer.num_devices if self.trainer is not None else 1
         workers = auto_workers(processes) if self.num_workers is None else self.num_workers
+        if isinstance(dataset, FeatureDataset):
+            workers = 0
         return make_loader(
             dataset,
             sampler,
             batch_size=self._share(),
-            num_workers=0 if isinstance(dataset, FeatureDataset) else workers,
+            num_workers=workers,
             drop_last=drop_last,
         )
 

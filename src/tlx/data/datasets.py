@@ -1,36 +1,40 @@
 """Single items: an image or its features, what training aims at with it, and its index."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tlx.data import augment as augmentation
 from tlx.data.augment import Augment, AugmentParams
-from tlx.data.images import Decoding, UnreadableImage, load_rgb
+from tlx.data.decoded import DecodedImages
+from tlx.data.images import Decoding, UnreadableImage, read
 from tlx.data.mixing import Mix
+from tlx.data.pixels import decode_pixels
+from tlx.data.rectangles import Box
 from tlx.data.targets import ProbabilityTargets
 from tlx.errors import UserError
 
 Target = int | Tensor  # a class index, or the probabilities of the classes (C,) float32
+Rows = Sequence[Tensor] | Tensor  # of a split, a tensor for each image
 Item = tuple[Tensor, Target, int]  # (3, H, W) uint8, target, index in the data set
 
 
 class Preprocess(Protocol):
-    def __call__(self, image: Image.Image, box: tuple[int, int, int, int] | None) -> Tensor:
-        """An RGB image, or its part within the box → (3, H, W) uint8, always of the same size."""
+    def __call__(self, image: Tensor, box: Box | None) -> Tensor:
+        """(3, any, any) uint8, or its part within the box → (3, H, W), always of the same size."""
 
 
 class ImageDataset(Dataset[Item]):
     """Items are asked for by (index, view). Without `augment` every view is the same.
 
     `keys` (one per file, see `sample_key`) and `seed` are what the augmentation is drawn from.
-    `targets` are class indices or, which mixing needs, probabilities.
+    `targets` are class indices or, which mixing needs, probabilities. `kept` spares decoding.
     """
 
     def __init__(  # noqa: PLR0913 — four of them by name
@@ -43,6 +47,7 @@ class ImageDataset(Dataset[Item]):
         augment: Augment | None = None,
         keys: Sequence[int] = (),
         seed: int = 0,
+        kept: DecodedImages | None = None,
     ) -> None:
         self.files = files
         self.targets = targets
@@ -51,6 +56,7 @@ class ImageDataset(Dataset[Item]):
         self.augment = augment
         self.keys = keys
         self.seed = seed
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,29 +94,46 @@ class ImageDataset(Dataset[Item]):
 
     def _picture(self, index: int, params: AugmentParams | None) -> Tensor:
         """The image as augmentation leaves it, before it is mixed with another."""
+        if params is not None and params.crop is not None:
+            return augmentation.apply(self._decode(index, params)[0], params)
+        image = self.kept.load(index) if self.kept is not None else None
+        if image is None:
+            image, data = self._decode(index, params)
+            if self.kept is not None:
+                self.kept.keep(index, data, image)
+        return image if params is None else augmentation.apply(image, params)
+
+    def _decode(self, index: int, params: AugmentParams | None) -> tuple[Tensor, bytes]:
+        """The image as preprocessing leaves it, and what is in its file."""
+        box_of = partial(augmentation.crop_box, params or AugmentParams())
+        path = self.files[index]
         try:
-            image = load_rgb(self.files[index], self.decoding)
+            data = read(path)
+            image = decode_pixels(data, path, self.decoding, partial(_shorter_side, box_of))
         except UnreadableImage as error:
             # a plain UserError, because a worker process can only pass on one with one argument
             raise UserError(f"{error}. Restore the file or remove it, then run again.") from error
-        if params is None:
-            return self.preprocess(image, None)
-        box = augmentation.crop_box(params, *image.size)
-        return augmentation.apply(self.preprocess(image, box), params)
+        height, width = image.shape[1:]
+        return self.preprocess(image, box_of(width, height)), data
+
+
+def _shorter_side(box_of: Callable[[int, int], Box | None], width: int, height: int) -> int:
+    left, top, right, bottom = box_of(width, height) or (0, 0, width, height)
+    return min(right - left, bottom - top)
 
 
 @dataclass(frozen=True)
 class Features:
     """What frozen blocks make of the images, in the manifest's order: (images, …) each."""
 
-    train: Sequence[Tensor]  # one for each view
-    val: Tensor
+    train: Sequence[Rows]  # one for each view
+    val: Rows
 
 
 class FeatureDataset(Dataset[Item]):
     """Items by (index, view), as those of `images`, with features in place of the images."""
 
-    def __init__(self, views: Sequence[Tensor], images: ImageDataset) -> None:
+    def __init__(self, views: Sequence[Rows], images: ImageDataset) -> None:
         self.views = views
         self.images = images
 

@@ -7,6 +7,8 @@ of 16-bit colour Pillow keeps the upper 8 (so v >> 8, at most one level darker t
 
 import io
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,14 +37,24 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
+
+
+# of a picture's width and height, the shorter side of the part that will be used
+Used = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What transparent pixels lie on, and whether colours go by the image's own ICC profile."""
+    """What transparent pixels lie on, and whether colours go by the image's own ICC profile.
+
+    `side`: the pixels that the shorter side will be resized to. A JPEG that has at least 4 times
+    as many is decoded at a half, a quarter or an eighth, the smallest with 2 times as many.
+    """
 
     alpha: Literal["white", "black"] = "white"
     icc: bool = False
+    side: int | None = None
 
 
 class UnreadableImage(UserError):  # noqa: N818 — it is what the user is told, not a mechanism
@@ -59,11 +71,14 @@ class UnreadableImage(UserError):  # noqa: N818 — it is what the user is told,
 
 def load_rgb(path: Path, decoding: Decoding = Decoding()) -> Image.Image:
     """The image of a file as `decode_rgb` makes it. Raises UnreadableImage."""
+    return decode_rgb(read(path), path, decoding)
+
+
+def read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UnreadableImage(path, error.strerror or str(error)) from error
-    return decode_rgb(data, path, decoding)
 
 
 def decode_rgb(data: bytes, path: Path, decoding: Decoding = Decoding()) -> Image.Image:
@@ -72,6 +87,13 @@ def decode_rgb(data: bytes, path: Path, decoding: Decoding = Decoding()) -> Imag
     `path` names the image in errors. Raises UnreadableImage when it is truncated, broken, has more
     than MAX_PIXELS, or is of a kind without a known range of values.
     """
+    with opened(data, path) as image:
+        return decoded(image, data, decoding)
+
+
+@contextmanager
+def opened(data: bytes, path: Path) -> Iterator[Image.Image]:
+    """The image before it is decoded; what goes wrong inside becomes UnreadableImage."""
     if not data:
         raise UnreadableImage(path, "the file is empty")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on for the whole process
@@ -80,9 +102,7 @@ def decode_rgb(data: bytes, path: Path, decoding: Decoding = Decoding()) -> Imag
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            image.load()
-            check_complete(image, data)
-            return _to_rgb(_upright(image), decoding)
+            yield image
     except UnidentifiedImageError as error:
         raise UnreadableImage(path, "not an image, or of an unknown format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -93,6 +113,19 @@ def decode_rgb(data: bytes, path: Path, decoding: Decoding = Decoding()) -> Imag
         raise UnreadableImage(path, str(error) or type(error).__name__) from error
 
 
+def decoded(image: Image.Image, data: bytes, decoding: Decoding, used: Used = min) -> Image.Image:
+    if decoding.side is not None and image.format in ("JPEG", "MPO"):
+        width, height = image.size
+        turned = orientation(image) in SIDEWAYS
+        scale = used(*(height, width) if turned else (width, height)) // (2 * decoding.side)
+        scale = max((power for power in (2, 4, 8) if power <= scale), default=1)
+        if scale > 1:
+            image.draft(None, (width // scale, height // scale))
+    image.load()
+    check_complete(image, data)
+    return _to_rgb(_upright(image), decoding)
+
+
 @cache
 def _formats(suffix: str) -> tuple[str, ...]:
     Image.init()
@@ -101,15 +134,20 @@ def _formats(suffix: str) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in Image.OPEN)  # AVIF: from Pillow 11.3 on
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def orientation(image: Image.Image) -> int | None:
+    """EXIF's, where it has one that turns or mirrors the image."""
     try:
-        orientation = image.getexif().get(0x0112)
+        found = image.getexif().get(0x0112)
     except Exception:  # broken metadata say nothing about the pixels
+        return None
+    return found if isinstance(found, int) and found in UPRIGHT else None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    found = orientation(image)
+    if found is None:
         return image
-    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    if method is None:
-        return image
-    turned = image.transpose(method)
+    turned = image.transpose(UPRIGHT[found])
     turned.info = dict(image.info)
     return turned
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def scan(root: Path, paths: Sequence[str], decode: Decoding | None = None) -> di
 
     Results are kept between calls: only files of another size or time of change are read again.
     """
-    decode = decode or Decoding()
+    decode = replace(decode or Decoding(), side=None)  # all of the picture is looked at
     results: dict[str, Result | None] = dict.fromkeys(paths)
     with ScanCache(root, f"{decode} Pillow {PIL.__version__}") as cache:
         new: list[tuple[str, Stamp]] = []
