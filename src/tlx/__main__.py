@@ -7,11 +7,13 @@ COMMANDS = {
     "check": "what is wrong with a folder of photographs",
     "split": "a folder of photographs as train, validation and test folders",
     "summary": "the parameter table of a configuration",
+    "doctor": "why is my network not learning? before a training, or of a run",
     "train": "train a classifier on your photographs",
     "evaluate": "metrics of a finished run, again",
     "report": "a finished run's report.html, again",
     "compare": "several runs side by side, and whether they differ",
     "predict": "classes and probabilities for images",
+    "cache": "what is kept on this machine to compute it only once",
 }
 
 

@@ -1,39 +1,41 @@
-"""The feature cache: what frozen blocks make of every image, computed once and memory-mapped.
+"""What frozen blocks make of every image, computed once and mapped from disk.
 
-An entry is the output of the blocks before one cut, for one list of files under one view: rows
-in the files' order, raw, in one file. Its name is a fingerprint of everything the numbers depend
-on, so an entry is never stale; it is whole once `entry.json` lies beside it.
+An entry of the cache is the output of the blocks before one cut, for one list of files under one
+view, in the files' order. Its name is a fingerprint of everything the numbers depend on, so an
+entry is never stale. The batches are always the same ones, whoever computes them: a row's last
+bits depend on how many images share its batch.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+import mmap
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version
-from math import prod
-from pathlib import Path
-from typing import Any, TextIO
+from math import ceil, prod
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+import tlx
 from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData
-from tlx.data.datasets import ImageDataset
-from tlx.data.loaders import view_loader
+from tlx.data.datasets import ImageDataset, Item
+from tlx.data.loaders import auto_workers
 from tlx.data.manifest import Sample
-from tlx.files import write_json
 from tlx.models.classifier import Classifier
 from tlx.models.preprocess import Preprocess
+from tlx.training.feature_store import FORMAT, Entry, FeatureStore, Part
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+PART_ROWS = 256  # about so many images are computed again when a process is killed
+MOST_RESIDENT = 256e6  # bytes of an entry that stay in a process's memory after being read
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,83 @@ class Source:
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.bf16 else torch.float32
 
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of one image's features before each cut from the first block on."""
+        size = self.preprocess.image_size
+        black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        cuts = range(1, len(self.classifier.groups))
+        self.classifier.to(self.device).eval()
+        with torch.inference_mode():
+            return [(), *(tuple(f.shape[1:]) for f in self.forward(black, cuts).values())]
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Each block as PyTorch prints it."""
+        return [repr(block) for block in self.classifier.backbone.blocks]
+
+    @cached_property
+    def weights(self) -> list[str]:
+        """A checksum of each block."""
+        return [_digest(block.state_dict()) for block in self.classifier.backbone.blocks]
+
+    def row_bytes(self, cut: int) -> int:
+        return prod(self.shapes[cut]) * self.dtype.itemsize
+
+    def forward(self, images: Tensor, cuts: Sequence[int]) -> dict[int, Tensor]:
+        """The features before each cut, of uint8 images (B, 3, H, W); pooled before the head."""
+        backbone, head = self.classifier.backbone, self.classifier.head
+        x = self.preprocess.normalize(images.to(self.device))
+        if backbone.is_convolutional:
+            x = x.contiguous(memory_format=torch.channels_last)
+        found, at = {}, 0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            for cut in sorted(set(cuts)):
+                x = backbone(x, at, cut)
+                at = cut
+                found[cut] = head.pool(x) if cut == len(backbone.blocks) else x
+        return found
+
 
 @dataclass(frozen=True)
 class Pictures:
     """The images of one split under one view; `view` is None where nothing is augmented."""
 
+    split: str
     dataset: ImageDataset
     samples: Sequence[Sample]
     view: int | None
+
+    @cached_property
+    def contents(self) -> str:
+        """A checksum of the files and, as augmentation is drawn by them, of their paths."""
+        paths = [s.path for s in self.samples] if self.view is not None else None
+        text = json.dumps([[s.sha256 for s in self.samples], paths])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Rows(Sequence[Tensor]):
+    """The rows of an entry, as tensors that lie in its file.
+
+    What has been read does not pile up in the process's memory; the system keeps it if it can.
+    """
+
+    def __init__(self, store: FeatureStore, entry: Entry, shape: Sequence[int], dtype: torch.dtype):
+        with store.file(entry).open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_COPY)
+        self.tensor = torch.frombuffer(self._map, dtype=dtype).view(entry.rows, *shape)
+        self._row_bytes = entry.row_bytes
+        self._read = 0
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        self._read += self._row_bytes
+        if self._read > MOST_RESIDENT:
+            self._map.madvise(mmap.MADV_DONTNEED)  # a page that is read again is mapped again
+            self._read = 0
+        return self.tensor[index]
 
 
 def pictures_of(data: ImageData) -> list[Pictures]:
@@ -67,78 +138,49 @@ def pictures_of(data: ImageData) -> list[Pictures]:
     augmented = data.augment.is_random
     train, samples = data.dataset("train"), data.manifest.split("train")
     return [
-        Pictures(data.dataset("val"), data.manifest.split("val"), None),
-        *(Pictures(train, samples, view if augmented else None) for view in range(data.views or 0)),
+        Pictures("val", data.dataset("val"), data.manifest.split("val"), None),
+        *(
+            Pictures("train", train, samples, view if augmented else None)
+            for view in range(data.views or 0)
+        ),
     ]
 
 
-class FeatureStore:
-    """Entries below `folder`, no more than `max_bytes` of them; the least recently used go first.
+def features(
+    store: FeatureStore, source: Source, pictures: Pictures, cuts: Sequence[int]
+) -> list[Rows]:
+    """What comes before each cut, computed where missing: one pass through the network for all.
 
-    While a store is open, what it has handed out is in use: no process removes it.
+    Raises OSError when the store cannot hold them.
     """
+    source.classifier.to(source.device).eval()
+    entries = {cut: entry_of(source, pictures, cut) for cut in cuts}
+    missing = {entry: cut for cut, entry in entries.items() if not store.hold(entry)}
+    if missing:
+        ordered = sorted(missing, key=lambda entry: entry.name)
+        store.fill(ordered, lambda parts: _compute(source, pictures, missing, parts))
+    return [Rows(store, entries[cut], source.shapes[cut], source.dtype) for cut in cuts]
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder = folder
-        self.max_bytes = max_bytes
-        self._locks: dict[Path, TextIO] = {}
 
-    def close(self) -> None:
-        while self._locks:
-            self._locks.popitem()[1].close()
-
-    def features(self, source: Source, pictures: Pictures, cuts: Sequence[int]) -> list[Tensor]:
-        """What comes before each cut, (images, …), mapped from disk; computed where missing.
-
-        One pass through the network serves all cuts. Raises OSError when the folder cannot hold
-        them.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        source.classifier.to(source.device).eval()
-        rows = len(pictures.samples)
-        shapes = _shapes(source, cuts)
-        entries = {cut: self.folder / fingerprint(source, pictures, cut) for cut in shapes}
-        missing = {
-            cut: entry
-            for cut, entry in sorted(entries.items(), key=lambda item: item[1])
-            if not self._hold(entry, rows * _row_bytes(shapes[cut], source.dtype))
-        }
-        if missing:
-            self._make_room(rows * sum(_row_bytes(shapes[cut], source.dtype) for cut in missing))
-            _extract(source, pictures, missing, shapes)
-        for entry in entries.values():
-            fcntl.flock(self._locks[entry], fcntl.LOCK_SH)
-            os.utime(entry / "entry.json")
-        return [_open(entries[cut], rows, shapes[cut], source.dtype) for cut in cuts]
-
-    def _hold(self, entry: Path, size: int) -> bool:
-        """Lock the entry, shared if it is whole (True), else for this process to compute it."""
-        if entry not in self._locks:
-            self._locks[entry] = entry.with_suffix(".lock").open("w")
-            fcntl.flock(self._locks[entry], fcntl.LOCK_SH)
-        if _is_whole(entry, size):
-            return True
-        fcntl.flock(self._locks[entry], fcntl.LOCK_EX)  # waits for a process that computes it
-        return _is_whole(entry, size)
-
-    def _make_room(self, needed: int) -> None:
-        """Remove the least recently used entries that nobody uses, until `needed` bytes fit."""
-        whole = sorted(self.folder.glob("*/entry.json"), key=lambda path: path.stat().st_mtime)
-        sizes = {path.parent: (path.parent / "features").stat().st_size for path in whole}
-        excess = sum(sizes.values()) + needed - self.max_bytes
-        for entry, size in sizes.items():
-            if excess <= 0:
-                break
-            with entry.with_suffix(".lock").open("w") as lock, suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry)
-                excess -= size
-        free = shutil.disk_usage(self.folder).free
-        if needed > min(free, self.max_bytes):
-            raise OSError(
-                f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free on the disk "
-                f"and cache.max_bytes allows {self.max_bytes / 1e9:.1f}"
-            )
+def entry_of(source: Source, pictures: Pictures, cut: int) -> Entry:
+    return Entry(
+        fingerprint(source, pictures, cut),
+        rows=len(pictures.samples),
+        row_bytes=source.row_bytes(cut),
+        part_rows=source.batch_size * ceil(PART_ROWS / source.batch_size),
+        about={
+            "backbone": source.classifier.backbone.name,
+            "before": list(source.classifier.groups)[cut],
+            "split": pictures.split,
+            "images": len(pictures.samples),
+            "view": pictures.view,
+            "image_size": source.preprocess.image_size,
+            "shape": source.shapes[cut],
+            "dtype": str(source.dtype).removeprefix("torch."),
+            "tlx": tlx.__version__,
+            "created": datetime.now().isoformat(timespec="seconds"),
+        },
+    )
 
 
 def fingerprint(source: Source, pictures: Pictures, cut: int) -> str:
@@ -147,100 +189,60 @@ def fingerprint(source: Source, pictures: Pictures, cut: int) -> str:
     augmented = pictures.view is not None
     description = {
         "format": FORMAT,
-        "torch": [torch.__version__, version("torchvision")],
-        "backbone": classifier.backbone.name,
+        "made by": [torch.__version__, version("torchvision"), version("pillow")],
+        "backbone": source.layers[:cut],
+        "weights": source.weights[:cut],
         "cut": list(classifier.groups)[cut],
-        "pool": type(classifier.head.pool).__name__ if cut == len(classifier.groups) - 1 else None,
+        "pool": repr(classifier.head.pool) if cut == len(classifier.groups) - 1 else None,
         "dtype": str(source.dtype),
         "device": source.device.type,
+        "batch_size": source.batch_size,
         "preprocess": source.preprocess.to_dict(),
         "augment": asdict(source.augment) if augmented else None,
-        "draw": [source.seed, pictures.view, [s.path for s in pictures.samples]]
-        if augmented
-        else None,
-        "files": [sample.sha256 for sample in pictures.samples],
+        "draw": [source.seed, pictures.view] if augmented else None,
+        "files": pictures.contents,
     }
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode("utf-8", "replace"))
-    for name, tensor in classifier.backbone.blocks[:cut].state_dict().items():
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:40]
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _shapes(source: Source, cuts: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """Of one image's features before each cut, found by trying a black one."""
-    size = source.preprocess.image_size
-    with torch.inference_mode():
-        found = _forward(source, torch.zeros(1, 3, size, size, dtype=torch.uint8), cuts)
-    return {cut: tuple(features.shape[1:]) for cut, features in found.items()}
-
-
-def _forward(source: Source, images: Tensor, cuts: Sequence[int]) -> dict[int, Tensor]:
-    """The features before each cut, of uint8 images (B, 3, H, W); pooled before the head."""
-    backbone, head = source.classifier.backbone, source.classifier.head
-    x = source.preprocess.normalize(images.to(source.device))
-    if backbone.is_convolutional:
-        x = x.contiguous(memory_format=torch.channels_last)
-    found, at = {}, 0
-    with torch.autocast(source.device.type, torch.bfloat16, enabled=source.bf16):
-        for cut in sorted(set(cuts)):
-            x = backbone(x, at, cut)
-            at = cut
-            found[cut] = head.pool(x) if cut == len(backbone.blocks) else x
-    return found
-
-
-def _extract(
-    source: Source,
-    pictures: Pictures,
-    entries: Mapping[int, Path],
-    shapes: Mapping[int, tuple[int, ...]],
+def _compute(
+    source: Source, pictures: Pictures, cuts: Mapping[Entry, int], parts: Iterator[Part]
 ) -> None:
-    """Append rows to each entry's file from where the shortest one ends."""
-    rows = len(pictures.samples)
-    files: dict[int, Any] = {}
-    with ExitStack() as stack, torch.inference_mode():
-        done = rows
-        for cut, entry in entries.items():
-            entry.mkdir(exist_ok=True)
-            file = stack.enter_context((entry / "features").open("a+b"))
-            files[cut] = file
-            done = min(done, file.tell() // _row_bytes(shapes[cut], source.dtype))
-        done -= done % source.batch_size  # the same batches as without a break: the same bits
-        for cut, file in files.items():
-            file.truncate(done * _row_bytes(shapes[cut], source.dtype))
-        if done:
-            log.info("Going on with an interrupted extraction at image %d of %d.", done, rows)
-        loader = view_loader(
-            pictures.dataset, pictures.view or 0, range(done, rows), batch_size=source.batch_size
-        )
-        for images, _, _ in loader:
-            for cut, features in _forward(source, images, list(entries)).items():
-                block = features.to(source.dtype).contiguous().cpu().flatten().view(torch.uint8)
-                files[cut].write(block.numpy())
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-    for cut, entry in entries.items():
-        write_json(entry / "entry.json", {"rows": rows, "shape": shapes[cut], "format": FORMAT})
+    """One pass over the parts, which are claimed as the loader asks for their images."""
+    asked: deque[tuple[Part, bool]] = deque()
+
+    def batches() -> Iterator[list[tuple[int, int]]]:
+        for part in parts:
+            for start in part.rows[:: source.batch_size]:
+                stop = min(start + source.batch_size, part.rows.stop)
+                asked.append((part, stop == part.rows.stop))
+                yield [(index, pictures.view or 0) for index in range(start, stop)]
+
+    with torch.inference_mode():
+        for images, _, _ in _loader(pictures.dataset, batches()):
+            part, is_last = asked.popleft()
+            found = source.forward(images, [cuts[entry] for entry in part.entries])
+            for entry in part.entries:
+                rows = found[cuts[entry]].to(source.dtype).contiguous().cpu()
+                part.write(entry, rows.flatten().view(torch.uint8).numpy().data)
+            if is_last:
+                part.finish()
 
 
-def _is_whole(entry: Path, size: int) -> bool:
-    if not (entry / "entry.json").exists():
-        return False
-    file = entry / "features"
-    if file.exists() and file.stat().st_size == size:
-        return True
-    log.warning("The cache entry %s is damaged: it is computed again.", entry)
-    shutil.rmtree(entry, ignore_errors=True)
-    return False
-
-
-def _open(entry: Path, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    size = rows * prod(shape)
-    flat = torch.from_file(str(entry / "features"), shared=False, size=size, dtype=dtype)
-    return flat.view(rows, *shape)
-
-
-def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return prod(shape) * dtype.itemsize
+def _loader(dataset: ImageDataset, batches: Iterator[list[tuple[int, int]]]) -> DataLoader[Item]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=auto_workers(),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # else it would move the global one
+    )

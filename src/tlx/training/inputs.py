@@ -1,21 +1,27 @@
 """What a stage trains on: images, or from the cache what frozen blocks make of them."""
 
+import json
 import logging
+import os
 import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import Features
+from tlx.data.decoded import DecodeCache
 from tlx.data.targets import TargetPolicy
 from tlx.errors import UserError
-from tlx.files import cache_dir
-from tlx.training.devices import choose_device
-from tlx.training.features import FeatureStore, Source, pictures_of
+from tlx.files import cache_dir, write_json
+from tlx.training.cache_estimate import Task, pays
+from tlx.training.devices import choose_device, process_count
+from tlx.training.feature_store import FeatureStore
+from tlx.training.features import Source, features, pictures_of
 from tlx.training.job import Job
 from tlx.training.plan import views, why_not_cached
 
@@ -35,25 +41,25 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     own.
     """
     config, classifier = job.config, job.model.classifier
-    if config.cache.mode == "off" or data.views is None:
+    stage = config.stages[index]
+    if config.cache.mode == "off":
         return None
-    mine = classifier.locate(config.stages[index].train_from)
+    if (reason := why_not_cached(config, classifier, stage)) is not None:
+        log.info("No cache in stage %s: %s.", stage.name, reason)
+        return None
+    mine = classifier.locate(stage.train_from)
     cuts, epochs = [], 0
-    for stage in config.stages[index:]:
-        cut = classifier.locate(stage.train_from)
-        if cut <= mine and why_not_cached(config, classifier, stage) is None:
+    for later in config.stages[index:]:
+        cut = classifier.locate(later.train_from)
+        if cut <= mine and why_not_cached(config, classifier, later) is None:
             cuts.append(cut)
-            epochs += stage.epochs
-    if mine not in cuts or (config.cache.mode == "auto" and epochs <= data.views):
-        return None
-    log.info("Cache: images pass the frozen blocks %d instead of %d times.", data.views, epochs)
-    source = _source(job, data)
+            epochs += later.epochs
+    task = Task(_source(job, data), pictures_of(data), tuple(cuts), epochs)
     started = time.monotonic()
     try:
-        found = [
-            store.features(source, pictures, cuts)[cuts.index(mine)]
-            for pictures in pictures_of(data)
-        ]
+        if config.cache.mode == "auto" and not _pays(job, stage.name, task, store):
+            return None
+        found = [features(store, task.source, p, cuts)[cuts.index(mine)] for p in task.pictures]
     except OSError as error:
         if config.cache.mode == "on":
             raise UserError(f"cache=on: {store.folder} cannot hold the features: {error}") from None
@@ -63,12 +69,27 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     return Features(train=found[1:], val=found[0])
 
 
+def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
+    """What is decided once for a run holds when it resumes, as the numbers' last bits follow it.
+
+    Several processes must agree, so that they count passes without measuring.
+    """
+    kept = job.folder / "cache.json"
+    decided = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    if stage not in decided:
+        measure = process_count(job.config.trainer) == 1
+        decided[stage] = pays(task, store, measure=measure)
+        if measure:
+            write_json(kept, decided)
+    return bool(decided[stage])
+
+
 def val_features(job: Job) -> tuple[Tensor, int]:
     """What the last stage's frozen blocks make of val, from the cache, and the block they go to."""
     cut = job.model.classifier.locate(job.config.stages[-1].train_from)
     data = image_data(job)
     with closing(feature_store(job)) as store:
-        return store.features(_source(job, data), pictures_of(data)[0], [cut])[0], cut
+        return features(store, _source(job, data), pictures_of(data)[0], [cut])[0].tensor, cut
 
 
 def _source(job: Job, data: ImageData) -> Source:
@@ -77,10 +98,18 @@ def _source(job: Job, data: ImageData) -> Source:
         job.model.preprocess,
         data.augment,
         job.config.seed,
-        device=choose_device(job.config.trainer.accelerator),
+        device=_own_device(job),
         bf16=job.precision == "bf16-mixed",
         batch_size=job.config.data.batch_size,
     )
+
+
+def _own_device(job: Job) -> torch.device:
+    """Of several processes on a machine with several GPUs, each has one."""
+    device = choose_device(job.config.trainer.accelerator)
+    if device.type == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
 
 
 def image_data(job: Job) -> ImageData:
@@ -98,4 +127,5 @@ def image_data(job: Job) -> ImageData:
             job.config.label_smoothing, settings.soft_labels, settings.class_weights
         ),
         balanced=settings.sampling == "balanced",
+        decode_cache=DecodeCache(settings.decode_cache, int(settings.decode_cache_bytes)),
     )

@@ -1,0 +1,84 @@
+"""Whether caching pays: what computing once and reading takes, against computing every epoch."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tlx.training.feature_store import FeatureStore
+from tlx.training.features import Pictures, Source, entry_of
+
+log = logging.getLogger(__name__)
+
+MEMORY_RATE = 2e9  # bytes a second of a file that the system keeps in memory
+PROBE = 16_000_000  # bytes written to learn the rate of a disk
+
+
+@dataclass(frozen=True)
+class Task:
+    """Features to have before `cuts`, of val and of train's views, for so many epochs."""
+
+    source: Source
+    pictures: Sequence[Pictures]
+    cuts: tuple[int, ...]
+    epochs: int
+
+
+def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
+    """Log the estimate. Without `measure` only the passes through the frozen blocks are counted."""
+    views = len(task.pictures) - 1
+    counts = f"{task.epochs} epochs over {views} view{'s' * (views > 1)} of each image"
+    if task.epochs <= views:
+        log.info("No cache: it does not pay in %s.", counts)
+        return False
+    entries = [entry_of(task.source, p, cut) for p in task.pictures for cut in set(task.cuts)]
+    missing = sum(entry.bytes for entry in entries if not store.hold(entry))
+    if not missing or not measure:
+        log.info("Cache: %s%s.", counts, "" if missing else ", whose features are there")
+        return True
+    n = sum(len(pictures.samples) for pictures in task.pictures[:2])
+    each, rate = _seconds_an_image(task), _bytes_a_second(store, missing)
+    once = views * n * each + missing / rate
+    reading = sum(entry.bytes for entry in entries) / views / rate
+    cached, plain = once + task.epochs * reading, task.epochs * n * each
+    log.info(
+        "%s: %s; %d images take %.1f ms each: %.1f s once with writing %.2f GB, and %.1f s an "
+        "epoch for reading, %.1f s in all against %.1f s.",
+        "Cache" if cached < plain else "No cache, it does not pay",
+        counts, n, 1000 * each, once, missing / 1e9, reading, cached, plain,
+    )  # fmt: skip
+    return cached < plain
+
+
+def _seconds_an_image(task: Task) -> float:
+    """Measured on a batch, decoding included; one before it lets the libraries prepare."""
+    pictures, source = task.pictures[-1], task.source
+    n = min(source.batch_size, len(pictures.samples))
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        images = [pictures.dataset[index, pictures.view or 0][0] for index in range(n)]
+        with torch.inference_mode():
+            found = source.forward(torch.stack(images), task.cuts)
+        found[max(task.cuts)].cpu()  # a GPU is done only now
+        times.append(time.perf_counter() - started)
+    return times[1] / n
+
+
+def _bytes_a_second(store: FeatureStore, size: int) -> float:
+    """Of the disk, by trying, where the memory that is free cannot hold `size` bytes."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if size < min(free / 2, store.max_bytes):
+        return MEMORY_RATE
+    path = store.folder / f".probe.{os.getpid()}"
+    started = time.perf_counter()
+    try:
+        with path.open("wb") as file:
+            file.write(os.urandom(PROBE))
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return PROBE / (time.perf_counter() - started)

@@ -1,0 +1,237 @@
+"""Entries on disk: filled in parts by several processes, never removed in use, never trusted."""
+
+import errno
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from contextlib import ExitStack, closing
+
+import numpy as np
+import pytest
+
+from tlx.training import feature_store
+from tlx.training.cache_folder import contents, problem
+from tlx.training.feature_store import Entry, FeatureStore, Part
+
+ROWS = np.arange(10 * 16, dtype=np.float32).reshape(10, 16)
+A, B = (Entry(letter * 40, 10, 64, 4, {"backbone": "vgg16"}) for letter in "ab")
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    with ExitStack() as stack:
+        yield lambda size=10**9: stack.enter_context(closing(FeatureStore(tmp_path, size)))
+
+
+def compute(parts):
+    """What a network would: rows of A, and their doubles for B."""
+    for part in parts:
+        for entry in part.entries:
+            rows = ROWS[part.rows.start : part.rows.stop] * (1 if entry == A else 2)
+            part.write(entry, rows.data)
+        part.finish()
+
+
+def fill(store, entries, compute=compute):
+    missing = [entry for entry in entries if not store.hold(entry)]
+    if missing:
+        store.fill(missing, compute)
+    return [np.fromfile(store.file(e), np.float32).reshape(10, 16) for e in entries]
+
+
+def killed_after(parts_done, folder):
+    """Fill A in a process that ends as by SIGKILL in the middle of a part."""
+
+    def crash(parts):
+        for number, part in enumerate(parts):
+            rows = ROWS[part.rows.start : part.rows.stop]
+            if number == parts_done:
+                part.write(A, rows[:1].data)
+                os.kill(os.getpid(), signal.SIGKILL)
+            part.write(A, rows.data)
+            part.finish()
+
+    def main():
+        fill(FeatureStore(folder, 10**9), [A], crash)
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_process_leaves_its_finished_parts(tmp_path, open_store):
+    killed_after(1, tmp_path)
+    computed = []
+
+    def spy(parts):
+        def watched():
+            for part in parts:
+                computed.append((part.rows, part.entries))
+                yield part
+
+        compute(watched())
+
+    (item,) = contents(tmp_path)
+    assert (item.state, item.in_use) == ("unfinished", False)
+    assert "was interrupted" in problem(item)
+    a, b = fill(open_store(), [A, B], spy)
+    assert computed == [(range(4), [B]), (range(4, 8), [A, B]), (range(8, 10), [A, B])]
+    assert np.array_equal(a, ROWS)
+    assert np.array_equal(b, ROWS * 2)
+    assert {(i.state, i.in_use, problem(i)) for i in contents(tmp_path)} == {("whole", True, None)}
+
+
+def test_two_processes_share_the_parts_and_wait_for_each_other(
+    tmp_path, open_store, caplog, monkeypatch
+):
+    """The other holds part 0 until this one, which computes 1 and 2, has said that it waits."""
+    monkeypatch.setattr(feature_store, "PATIENCE", 0.1)
+    monkeypatch.setattr(feature_store, "POLL", 0.05)
+    caplog.set_level(logging.INFO)
+    context = multiprocessing.get_context("fork")
+    begun, go_on = context.Event(), context.Event()
+
+    def slow(parts):
+        first = next(parts)
+        begun.set()
+        go_on.wait(30)
+        compute(iter([first]))
+        compute(parts)
+
+    process = context.Process(target=lambda: fill(FeatureStore(tmp_path, 10**9), [A], slow))
+    process.start()
+    assert begun.wait(30)
+    mine = []
+
+    class Said(logging.Handler):
+        def emit(self, record):
+            go_on.set()
+
+    logging.getLogger("tlx").addHandler(said := Said())
+
+    def spy(parts):
+        for part in parts:
+            mine.append(part.rows)
+            compute(iter([part]))
+
+    (rows,) = fill(open_store(), [A], spy)
+    logging.getLogger("tlx").removeHandler(said)
+    process.join(30)
+    assert process.exitcode == 0
+    assert mine == [range(4, 8), range(8, 10)]
+    assert "another process computes 1 of 3 parts; waiting for it" in caplog.text
+    assert np.array_equal(rows, ROWS)
+
+
+def test_a_part_is_taken_over_from_a_process_that_dies(tmp_path, open_store):
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+
+    def hang(parts):
+        next(parts)
+        begun.set()
+        time.sleep(60)
+
+    process = context.Process(target=lambda: fill(FeatureStore(tmp_path, 10**9), [A], hang))
+    process.start()
+    assert begun.wait(30)
+
+    def compute_and_kill(parts):
+        compute(parts)
+        process.kill()
+
+    (rows,) = fill(open_store(), [A], compute_and_kill)
+    process.join(30)
+    assert np.array_equal(rows, ROWS)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "broken json", "no bytes", "a file", "no data"])
+def test_what_is_damaged_is_computed_again_and_said(tmp_path, open_store, caplog, damage):
+    fill(store := open_store(), [A])
+    store.close()
+    place = tmp_path / A.name
+    if damage == "truncated":
+        os.truncate(place / "features", 100)
+    elif damage == "broken json":
+        (place / "entry.json").write_text('{"rows": ')
+    elif damage == "no bytes":
+        (place / "entry.json").write_text("[]")
+    elif damage == "no data":
+        (place / "features").unlink()
+    else:
+        place.rename(tmp_path / ".elsewhere")
+        place.write_text("of another program")
+    assert [item.state for item in contents(tmp_path)] == [
+        "foreign" if damage == "a file" else "damaged"
+    ]
+    (rows,) = fill(open_store(), [A])
+    assert f"{place} is damaged: it is computed again" in caplog.text
+    assert np.array_equal(rows, ROWS)
+
+
+def test_a_foreign_file_in_an_unfinished_entry_is_not_trusted(tmp_path, open_store):
+    killed_after(2, tmp_path)
+    (tmp_path / A.name / "features").write_bytes(b"foreign")
+    assert np.array_equal(fill(open_store(), [A])[0], ROWS)
+    (tmp_path / B.name).mkdir()
+    (tmp_path / B.name / "features").write_bytes(bytes(B.bytes))  # as long as the right one
+    assert np.array_equal(fill(open_store(), [B])[0], ROWS * 2)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, open_store, monkeypatch):
+    def full(self, entry, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fill(open_store(), [B])
+    with monkeypatch.context() as patch:
+        patch.setattr(Part, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            fill(open_store(), [A])
+    assert [item.path.name for item in contents(tmp_path)] == [B.name]
+    assert np.array_equal(fill(open_store(), [A])[0], ROWS)
+
+
+def test_a_folder_without_locks_or_that_is_read_only_is_an_oserror(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(OSError, match="No locks available"):
+            FeatureStore(tmp_path, 10**9).hold(A)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        FeatureStore(tmp_path / "file/features", 10**9).hold(A)
+
+
+def test_room_is_made_of_what_is_unused_and_tlxs(tmp_path, open_store):
+    killed_after(2, tmp_path)  # interrupted for good: it goes too
+    fill(used := open_store(), [B])
+    (tmp_path / "notes.txt").write_text("mine")
+    os.utime(tmp_path / f"{B.name}.lock", (0, 0))
+    newer = Entry("c" * 40, 10, 64, 4, {})
+    fill(open_store(700), [newer])
+    assert {item.path.name for item in contents(tmp_path)} == {B.name, newer.name, "notes.txt"}
+    used.close()
+    with pytest.raises(OSError, match=r"0\.0 GB are needed"):
+        fill(open_store(600), [A])
+
+
+def test_an_entry_says_what_it_is_and_its_checksums_find_one_changed_bit(tmp_path, open_store):
+    fill(store := open_store(), [A])
+    store.close()
+    about = json.loads((tmp_path / A.name / "entry.json").read_text())
+    assert (about["backbone"], about["bytes"], about["part_bytes"]) == ("vgg16", 640, 256)
+    assert len(about["crc32"]) == 3
+    assert not (tmp_path / A.name / "parts").exists()
+    file = tmp_path / A.name / "features"
+    data = bytearray(file.read_bytes())
+    data[300] ^= 1
+    file.write_bytes(data)
+    (item,) = contents(tmp_path)
+    assert problem(item) == "part 1 of 3 has changed since it was written"
