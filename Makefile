@@ -1,10 +1,10 @@
-# make demo | test | lint | check | help: each creates what it needs in .venv first.
+# make demo | test | lint | bench | help: each creates what it needs in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint bench clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -23,6 +23,11 @@ lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+bench: .venv/.demo .bench/keras/.done .bench/torch/.done  ## tlx beside Keras, fastai, Lightning and torchvision; an hour or two
+	$(BIN)/python benchmarks/peers/prepare.py .bench
+	$(BIN)/python benchmarks/limit.py | tee .bench/limit.json
+	$(BIN)/python benchmarks/peers/compare.py .bench $(BENCH)
+
 clean:  ## remove the environment and what tools left behind; runs in outputs/ stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist
 
@@ -36,4 +41,9 @@ clean:  ## remove the environment and what tools left behind; runs in outputs/ s
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[demo,dev]'
+	touch $@
+
+.bench/%/.done: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .bench/$*
+	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	touch $@

@@ -89,16 +89,6 @@ def test_processes_that_torchrun_starts_agree_bit_for_bit(image_folder, tmp_path
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2  # one a stage, from rank 0
 
 
-def test_auto_precision_is_bf16_only_where_the_processor_is_fast_at_it(monkeypatch):
-    spec = parse(compose(["trainer=cpu"])).trainer
-    for flags, precision in [
-        ({"avx2", "fma"}, "32"), ({"avx512f", "avx512_bf16"}, "bf16-mixed"),
-        ({"amx_bf16"}, "bf16-mixed"), (set(), "32"),
-    ]:  # fmt: skip
-        monkeypatch.setattr(devices, "_cpu_flags", lambda flags=flags: flags)
-        assert devices.choose_precision(spec) == precision
-
-
 def test_batchnorm_is_synchronised_on_gpus_only():
     spec = parse(compose(["trainer=ddp", "trainer.sync_batchnorm=true"])).trainer
     with pytest.raises(UserError, match="sync_batchnorm=true needs GPUs"):

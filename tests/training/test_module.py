@@ -117,3 +117,52 @@ def test_a_frozen_backbone_stage_equals_a_plain_loop(
     last = torch.load(tmp_path / "checkpoints/head/last.ckpt", weights_only=True)["state_dict"]
     weight = last["classifier.head.layers.output.weight"]
     torch.testing.assert_close(weight, plain.fc.weight.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_compiled_and_eager_agree(image_folder, tmp_path, monkeypatch, cache):
+    losses = {}
+    original = StageModule.training_step
+
+    def spy(self, batch, batch_idx):
+        value = original(self, batch, batch_idx)
+        losses.setdefault(self._compiled is not None, []).append(value.item())
+        return value
+
+    monkeypatch.setattr(StageModule, "training_step", spy)
+    names = []
+    for compiled in ("true", "false"):
+        run = job(
+            image_folder, tmp_path / compiled, "stage=finetune", "stage.head.epochs=2",
+            "stage.top.epochs=2", f"cache={cache}", f"trainer.compile={compiled}", "optimizer=sgd",
+        )  # fmt: skip
+        train_stages(run)
+        last = torch.load(tmp_path / compiled / "checkpoints/top/last.ckpt", weights_only=True)
+        names.append(list(last["state_dict"]))
+    assert names[0] == names[1]
+    assert len(losses[True]) == len(losses[False]) > 8
+    torch.testing.assert_close(losses[True], losses[False], atol=1e-5, rtol=0)
+
+
+def test_clipping_works_in_bf16_with_a_fused_optimizer(image_folder, tmp_path, monkeypatch):
+    norms = []
+
+    def spy(self, optimizer):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters])))
+
+    original = StageModule.configure_gradient_clipping
+
+    def clip(self, optimizer, *args, **kwargs):
+        original(self, optimizer, *args, **kwargs)
+        spy(self, optimizer)
+
+    monkeypatch.setattr(StageModule, "configure_gradient_clipping", clip)
+    run = job(
+        image_folder, tmp_path, "stage=head", "stage.head.epochs=1", "optimizer=adam",
+        "trainer.precision=bf16-mixed", "trainer.clip=0.01",
+    )  # fmt: skip
+    train_stages(run)
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+    assert len(norms) > 1

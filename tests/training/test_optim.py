@@ -117,6 +117,36 @@ def test_what_is_spared_is_norms_biases_scales_and_tokens(backbone, others):
     }
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "fused"),
+    [
+        ("adam", [], True), ("adamw", [], True), ("sgd", [], True), ("rmsprop", [], None),
+        ("adam", ["+optimizer.fused=false"], False), ("adam", ["+optimizer.foreach=true"], None),
+    ],
+)  # fmt: skip
+def test_fused_where_pytorch_has_it_unless_told_otherwise(optimizer, settings, fused):
+    found = optimizer_of(classifier(), f"optimizer={optimizer}", *settings)
+    assert found.defaults.get("fused") is fused
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_fused_step_is_the_step(optimizer):
+    """Against the same optimizer one tensor after the other, over five steps."""
+    weights = []
+    for fused in ("true", "false"):
+        found = optimizer_of(classifier(), f"optimizer={optimizer}", f"+optimizer.fused={fused}")
+        parameters = [p for group in found.param_groups for p in group["params"]]
+        with torch.no_grad():
+            for p in parameters:
+                p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+        for step in range(1, 6):
+            for p in parameters:
+                p.grad = torch.linspace(-step, 1, p.numel()).view_as(p)
+            found.step()
+        weights.append(torch.cat([p.detach().flatten() for p in parameters]))
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+
+
 def test_with_l2_sp_only_the_head_decays_toward_zero():
     optimizer = optimizer_of(
         classifier(), "stage.head.train_from=layer4", "optimizer=adamw", "stage.head.l2_sp=0.01"

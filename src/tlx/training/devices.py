@@ -1,19 +1,22 @@
 """Where a run computes, and in which precision."""
 
+import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from tlx.errors import UserError
+from tlx.files import write_json
 from tlx.specs import TrainerSpec
+from tlx.training.precision import bf16_on_cpu
 
 log = logging.getLogger(__name__)
-
-FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # Intel, Intel and AMD, Arm
 
 
 def check_devices(spec: TrainerSpec) -> None:
@@ -22,6 +25,8 @@ def check_devices(spec: TrainerSpec) -> None:
         raise UserError("trainer.accelerator=gpu: this machine has no GPU; use trainer=cpu.")
     if spec.sync_batchnorm and choose_device(spec.accelerator).type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: PyTorch has it for CUDA only.")
+    if spec.compile and choose_device(spec.accelerator).type == "cpu":
+        _check_compiler()
     if spec.devices == "auto":
         return
     wanted = int(spec.devices)
@@ -31,6 +36,16 @@ def check_devices(spec: TrainerSpec) -> None:
         raise UserError(
             f"trainer.devices={wanted}: this machine has no GPU. For {wanted} processes on the "
             f"CPU: trainer=ddp trainer.devices={wanted}."
+        )
+
+
+def _check_compiler() -> None:
+    """On the processor torch.compile writes C++."""
+    wanted = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in wanted):
+        raise UserError(
+            f"trainer.compile=true needs a C++ compiler, and {' or '.join(wanted)} is not there; "
+            "install g++, or leave trainer.compile=false."
         )
 
 
@@ -53,31 +68,31 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def choose_precision(spec: TrainerSpec) -> str:
-    """Lightning's name of the precision; `auto` is bf16 only where the hardware is fast at it."""
+def choose_precision(spec: TrainerSpec, folder: Path | None = None) -> str:
+    """Lightning's name of the precision; `auto` is bf16 only where the hardware is fast at it.
+
+    On a processor that is measured. `folder`, the run's, keeps what came out, so that a resumed
+    run and its other processes compute as the first did.
+    """
     if spec.precision != "auto":
         return spec.precision
-    device = choose_device(spec.accelerator)
-    if device.type != "cpu":
-        fast = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-        reason = f"{'fast' if fast else 'no fast'} bf16 on this GPU"
+    kept = folder / "precision.json" if folder is not None else None
+    if kept is not None and kept.exists():
+        found = json.loads(kept.read_text("utf-8"))
     else:
-        found = sorted(FAST_BF16_FLAGS & _cpu_flags())
-        fast = bool(found)
-        reason = f"the processor has {found[0]}" if fast else "the processor has no fast bf16"
-    chosen = "bf16-mixed" if fast else "32"
-    log.info("Precision %s: %s.", chosen, reason)
-    return chosen
+        fast, reason = _bf16_pays(choose_device(spec.accelerator))
+        found = {"precision": "bf16-mixed" if fast else "32", "reason": reason}
+        if kept is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            write_json(kept, found)
+    log.info("Precision %s: %s.", found["precision"], found["reason"])
+    return str(found["precision"])
 
 
-def _cpu_flags() -> set[str]:
-    """Empty where the system does not tell (only Linux does)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return set(flags[0].split(":", 1)[1].split()) if flags else set()
+def _bf16_pays(device: torch.device) -> tuple[bool, str]:
+    if device.type == "cpu":
+        return bf16_on_cpu()
+    fast = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    return fast, f"{'fast' if fast else 'no fast'} bf16 on this GPU"
 
 
 def build_trainer(spec: TrainerSpec, precision: str, folder: Path, **settings: Any) -> Trainer:

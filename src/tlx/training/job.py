@@ -67,7 +67,9 @@ def prepare(config: Config, folder: Path) -> Job:
     """Weights, images and the network with its new head; `folder` gets the manifest."""
     if not is_first_process():
         logging.getLogger("tlx").setLevel(logging.WARNING)
-    weights = resolve_weights(config.backbone.name, config.backbone.weights)
+    weights = resolve_weights(
+        config.backbone.name, config.backbone.weights, classifier=config.backbone.classifier
+    )
     manifest = _manifest(config, folder)
     if not manifest.split("val"):
         raise UserError("no val images: the best epoch is chosen on them; set data.val above 0.")
@@ -86,7 +88,7 @@ def prepare(config: Config, folder: Path) -> Job:
     model = SavedModel(classifier, preprocess, manifest.classes)
     is_held = any(stage.l2_sp is not None for stage in config.stages)
     pretrained = pretrained_weights(classifier) if is_held else {}
-    precision = choose_precision(config.trainer)
+    precision = choose_precision(config.trainer, folder)
     return Job(
         config, folder, manifest, model, design, precision, statistics(classifier), pretrained
     )

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tlx.models.classifier import Classifier
@@ -27,7 +29,7 @@ class StageModule(LightningModule):
     targets that may be smoothed or mixed, of which train/accuracy takes the likeliest class.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 — three of them by name
         self,
         classifier: Classifier,
         preprocess: Preprocess,
@@ -35,8 +37,13 @@ class StageModule(LightningModule):
         *,
         seed: int,
         start: int = 0,
+        compiled: bool = False,
     ) -> None:
-        """`start`: the block at which the data come in; 0 for images."""
+        """`start`: the block at which the data come in; 0 for images.
+
+        `compiled`: by torch.compile, in steps of training and validation alone; the classifier
+        itself stays as it is.
+        """
         super().__init__()
         self.classifier = classifier
         self.preprocess = preprocess
@@ -45,16 +52,26 @@ class StageModule(LightningModule):
         self.start = start
         self.channels_last = classifier.backbone.is_convolutional
         self.weights: Tensor | None = None  # of the training images, in the manifest's order
+        # a function, not a module: the names in a checkpoint stay the same
+        self._compiled = torch.compile(classifier.forward) if compiled else None
         self._train_seen: list[Tensor] = []
         self._val_seen: list[Tensor] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, outputs) of uint8 images (B, 3, H, W), or of features before `start`."""
+        return self.classifier(self._prepared(inputs), self.start)  # type: ignore[no-any-return]
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
         if self.start == 0:
             inputs = self.preprocess.normalize(inputs)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return self.classifier(inputs, self.start)  # type: ignore[no-any-return]
+        return inputs
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if self._compiled is None:
+            return self(inputs)  # type: ignore[no-any-return]
+        return self._compiled(self._prepared(inputs), self.start)
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
@@ -80,16 +97,30 @@ class StageModule(LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning refuses bf16 with a fused optimizer, for the sake of a GradScaler, which the
+        CPU does without."""
+        if self.device.type != "cpu":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip_grad_norm_(parameters, gradient_clip_val)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets, positions = batch
-        logits = self(inputs)
+        logits = self._logits(inputs)
         losses = self.train_losses(logits, targets, positions)
         self._train_seen.append(_outcome(logits, losses, targets))
         return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, labels, _ = batch
-        logits = self(inputs)
+        logits = self._logits(inputs)
         self._val_seen.append(_outcome(logits, sample_losses(logits, labels), labels))
 
     def on_validation_epoch_end(self) -> None:

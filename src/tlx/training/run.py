@@ -113,7 +113,14 @@ def _train_stage(
     callbacks.append(BatchNormDrift(classifier, job.statistics, scalars))
     limits = job.config.trainer
     epochs = min(stage.epochs, limits.limit_epochs or stage.epochs)
-    module = StageModule(classifier, job.model.preprocess, stage, seed=job.config.seed, start=start)
+    module = StageModule(
+        classifier,
+        job.model.preprocess,
+        stage,
+        seed=job.config.seed,
+        start=start,
+        compiled=limits.compile,
+    )
     with _quiet(), _restored_signals():
         trainer = build_trainer(
             limits,

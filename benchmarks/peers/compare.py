@@ -1,0 +1,111 @@
+"""tlx beside its peers on the reference recipe; prints a table and keeps it as JSON too.
+
+    python benchmarks/peers/compare.py .bench [--steps 20] [--repeats 3] [--full]
+
+All train VGG16 on the same 2,000 images of 150 pixels, 20 a step: 30 epochs of 100 steps on the
+head, then 100 with block5, and go over the same 624 val images after each epoch. Without --full
+each peer takes one epoch of `--steps` steps of each kind, tlx (which computes its frozen blocks
+once, whole) 2 epochs on the head and 1 with block5; the time of the whole recipe is what a step,
+a pass over val and everything else took, each as often as the recipe has it. The programs take
+turns, `--repeats` times with another seed each; ratios are within a turn, medians are shown.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tlx.evaluation.intervals import wilson
+
+HEAD_EPOCHS, TOP_EPOCHS, STEPS = 30, 100, 100
+HERE = Path(__file__).parent
+PROGRAMS = {  # name → script, environment below the folder (None: tlx's own)
+    "tlx": ("tlx_train.py", None),
+    "Keras 3 on TensorFlow": ("keras_tf.py", "keras"),
+    "fastai vision_learner": ("fastai_learner.py", "torch"),
+    "Lightning BackboneFinetuning": ("lightning_finetuning.py", "torch"),
+    "torchvision reference": ("torchvision_reference.py", "torch"),
+}
+
+Found = dict[str, Any]
+
+
+def run(folder: Path, name: str, schedule: list[str], seed: int) -> Found:
+    """What the program's last line says, with the peak memory of its largest process in GB."""
+    script, environment = PROGRAMS[name]
+    python = folder / environment / "bin/python" if environment else sys.executable
+    command = [
+        str(python), str(HERE / script), "--data", str(folder / "data"),
+        "--weights", str(folder / "vgg16.safetensors"), "--seed", str(seed), *schedule,
+    ]  # fmt: skip
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    lines = child.stdout.read().splitlines()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != 0:
+        raise SystemExit(f"{name} failed")
+    return json.loads(lines[-1]) | {"memory": usage.ru_maxrss / 1024**2}
+
+
+def whole(found: Found) -> Found:
+    """Seconds of an epoch of each kind and of the whole recipe."""
+    if "head_epoch" not in found:  # a peer, which counts steps
+        for phase in ("head", "top"):
+            found[f"{phase}_epoch"] = STEPS * found[f"{phase}_step"] + found["val"]
+    epochs = HEAD_EPOCHS * found["head_epoch"] + TOP_EPOCHS * found["top_epoch"]
+    return found | {"recipe": found["once"] + epochs}
+
+
+def table(results: dict[str, list[Found]]) -> str:
+    lines = [
+        "| | head epoch, s | block5 epoch, s | recipe, min | tlx is faster by | memory, GB "
+        "| val accuracy (95 % CI) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        head, top, recipe, memory = (
+            statistics.median(f[key] for f in found)
+            for key in ("head_epoch", "top_epoch", "recipe", "memory")
+        )
+        pairs = zip(found, results["tlx"], strict=True)
+        ratio = statistics.median(f["recipe"] / own["recipe"] for f, own in pairs)
+        last = sorted(found, key=lambda f: f["right"])[len(found) // 2]
+        low, high = wilson(last["right"], last["images"])
+        lines.append(
+            f"| {name} | {head:.1f} | {top:.1f} | {recipe / 60:.1f} | {ratio:.1f} | {memory:.1f} "
+            f"| {last['right'] / last['images']:.3f} ({low:.3f} to {high:.3f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--full", action="store_true")
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    results: dict[str, list[Found]] = {name: [] for name in PROGRAMS}
+    for seed in range(args.repeats):
+        for name in PROGRAMS:
+            epochs = (HEAD_EPOCHS, TOP_EPOCHS) if args.full else (2, 1) if name == "tlx" else (1, 1)
+            steps = STEPS if args.full or name == "tlx" else args.steps
+            schedule = ["--steps", str(steps), "--head-epochs", str(epochs[0])]
+            found = run(folder, name, [*schedule, "--top-epochs", str(epochs[1])], seed)
+            results[name].append(whole(found))
+            print(name, json.dumps(results[name][-1]), file=sys.stderr, flush=True)
+    steps_taken = "the whole recipe" if args.full else f"{args.steps} steps of each kind, scaled"
+    text = f"Measured: {steps_taken}; medians of {args.repeats}.\n\n{table(results)}\n"
+    (folder / "peers.md").write_text(text, "utf-8")
+    (folder / "peers.json").write_text(json.dumps(results, indent=1), "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

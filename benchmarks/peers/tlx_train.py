@@ -1,0 +1,47 @@
+"""tlx's side: `python -m tlx.train` as a user starts it, with an empty cache folder of its own."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+VIEWS = 4
+
+
+def main() -> None:
+    args = common.arguments()
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        limit = [] if args.steps >= 100 else [f"trainer.limit_train={args.steps}"]
+        command = [
+            sys.executable, "-m", "tlx.train", "backbone=vgg16", "head=mlp", "stage=finetune",
+            "data=folder", f"data.root={args.data}", f"data.image_size={common.SIZE}",
+            "data.resize=squash", f"data.batch_size={common.BATCH}", "data.keep_together=none",
+            "data.test=0", "data.on_leak=warn", "loss=binary", "augment=keras",
+            "augment.vertical_flip=true", "optimizer=rmsprop",
+            f"optimizer.lr={common.HEAD_RATE}", "scheduler=constant",
+            f"stage.head.epochs={args.head_epochs}", f"stage.top.epochs={args.top_epochs}",
+            f"stage.top.lr={common.TOP_RATE}", f"cache={'off' if limit else 'on'}",
+            f"cache.views={VIEWS}", f"cache.dir={temporary}/cache", f"seed={args.seed}",
+            "test=false", "report=none", "verbosity=plain", f"hydra.run.dir={run}", *limit,
+        ]  # fmt: skip
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        taken = time.perf_counter() - started
+        metrics = json.loads((run / "metrics.json").read_text("utf-8"))
+    head, top = metrics["stages"]
+    val = metrics["val"]
+    print(json.dumps({
+        "head_epoch": head["seconds"] / args.head_epochs,
+        "top_epoch": top["seconds"] / args.top_epochs,
+        "once": taken - head["seconds"] - top["seconds"], "seconds": taken,
+        "right": round(val["accuracy"] * val["n"]), "images": val["n"],
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

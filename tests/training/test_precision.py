@@ -1,0 +1,58 @@
+"""bfloat16 is chosen by what the processor does, and chosen once for a run."""
+
+import json
+
+import pytest
+import torch
+
+from tlx.config import compose, parse
+from tlx.errors import UserError
+from tlx.training import devices, precision
+
+
+@pytest.fixture
+def spec():
+    return parse(compose(["trainer=cpu"])).trainer
+
+
+@pytest.mark.parametrize(
+    ("flags", "speedup", "chosen"),
+    [
+        ({"avx2", "fma"}, 9.0, "32"), (set(), 9.0, "32"), ({"avx512_bf16"}, 2.0, "bf16-mixed"),
+        ({"amx_bf16"}, 1.1, "32"), ({"bf16"}, 0.5, "32"),
+    ],
+)  # fmt: skip
+def test_bf16_needs_the_instructions_and_has_to_be_faster(
+    monkeypatch, caplog, spec, *, flags, speedup, chosen
+):
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(
+        precision, "rate", lambda dtype: 1e11 * (speedup if dtype == torch.bfloat16 else 1)
+    )
+    with caplog.at_level("INFO"):
+        assert devices.choose_precision(spec) == chosen
+    told = "no bfloat16 instructions" if flags <= {"avx2", "fma"} else "at 100 in float32"
+    assert f"Precision {chosen}: " in caplog.text
+    assert told in caplog.text
+
+
+def test_a_resumed_run_computes_as_it_began(monkeypatch, tmp_path, spec):
+    for fast in (True, False):
+        monkeypatch.setattr(devices, "bf16_on_cpu", lambda fast=fast: (fast, "as tried"))
+        assert devices.choose_precision(spec, tmp_path) == "bf16-mixed"
+    kept = json.loads((tmp_path / "precision.json").read_text())
+    assert kept == {"precision": "bf16-mixed", "reason": "as tried"}
+    assert devices.choose_precision(spec) == "32"  # another run's
+
+
+def test_the_rate_counts_the_convolutions_arithmetic(monkeypatch):
+    """Forward: 2 operations a multiplication, 64 × 64 × 9 weights, 4 × 28 × 28 places."""
+    monkeypatch.setattr(precision, "fastest", lambda work: 0.5)
+    assert precision.rate(torch.float32) == 3 * 2 * 64 * 64 * 9 * 4 * 28 * 28 / 0.5
+
+
+def test_compiling_without_a_compiler_is_refused_before_work(monkeypatch):
+    compiled = parse(compose(["trainer=cpu", "trainer.compile=true"])).trainer
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="needs a C.. compiler, and no-such-compiler is not there"):
+        devices.check_devices(compiled)
