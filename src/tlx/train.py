@@ -77,6 +77,10 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     with hold(folder):
         try:
             job = prepare(config, folder)
+            if job.is_first_process and not (folder / "checkpoints").exists():
+                from tlx.diagnosis.before import tell
+
+                tell(job)
             stages = train_stages(job)
         except (Interrupted, KeyboardInterrupt) as stop:
             reason = str(stop) or "Ctrl-C"

@@ -1,0 +1,35 @@
+"""A run examined from its folder, as far as it went."""
+
+from pathlib import Path
+
+from tlx.diagnosis.examination import Examination, carry_out
+from tlx.diagnosis.learning import gradient_norms, losses, overfitting
+from tlx.diagnosis.pictures import illustrated, of_run
+from tlx.diagnosis.predictions import few_images, files_and_manifest, one_class
+from tlx.diagnosis.repeated import predicted_again
+from tlx.diagnosis.run_folder import RunFolder
+from tlx.diagnosis.saved import class_order, frozen_blocks, input_of_the_model, saved_weights
+
+CHEAP = (
+    class_order,
+    input_of_the_model,
+    files_and_manifest,
+    one_class,
+    losses,
+    gradient_norms,
+    overfitting,
+    few_images,
+)
+FULL = (saved_weights, frozen_blocks, predicted_again)
+
+
+def examine_run(
+    folder: Path, *, root: Path | None = None, quick: bool = False, output: Path | None = None
+) -> Examination:
+    """What an unfinished run has not written yet is said to be not examined.
+
+    `root` is where the images are now, if they were moved; pictures go beside `output`.
+    """
+    run = RunFolder(folder, root)
+    found = carry_out(CHEAP if quick else CHEAP + FULL, run)
+    return found if output is None else illustrated(found, of_run(run), output)

@@ -1,0 +1,114 @@
+"""python -m tlx.doctor: why is my network not learning?"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlx.commands import command, split_arguments
+from tlx.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from tlx.diagnosis.examination import Examination
+
+HELP = """\
+tlx doctor: what keeps a network from learning, or makes its result wrong, likeliest cause first.
+
+  python -m tlx.doctor backbone=vgg16 stage=finetune data=folder data.root=DIR
+  python -m tlx.doctor run=RUN
+
+Before a training it examines images, settings and network, with a short probe that changes
+nothing; it takes train's settings (python -m tlx.train --help). With run=RUN it examines what a
+run left behind, as far as that goes: data.root=DIR says where the images are now, if moved.
+
+  format=json     one JSON object: findings, examined, not_examined
+  output=FILE     the same object in a file, and pictures beside it
+  quick=true      true | false: the cheap checks only, those that train makes itself
+
+Exits with 1 when a finding is an error, else with 0. docs/doctor.md explains every cause.
+"""
+OWN = {"format": "table", "output": "", "quick": "false", "run": ""}
+
+
+@command(HELP)
+def main(arguments: Sequence[str]) -> None:
+    own, others = split_arguments(arguments, OWN)
+    for key, valid in (("format", ("table", "json")), ("quick", ("true", "false"))):
+        if own[key] not in valid:
+            raise UserError(f"{key}={own[key]} is not valid; it takes {' | '.join(valid)}.")
+    output = Path(own["output"]) if own["output"] else None
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
+    if any(argument.startswith("run=") for argument in arguments):
+        found = _after(Path(own["run"]), others, quick=own["quick"] == "true", output=output)
+    else:
+        found = _before(others, quick=own["quick"] == "true", output=output)
+    if output is not None:
+        from tlx.files import write_json
+
+        write_json(output, found.to_dict())
+    if own["format"] == "json":
+        print(json.dumps(found.to_dict()))
+    else:
+        _show(found)
+    if found.has_error:
+        sys.exit(1)
+
+
+def _before(overrides: Sequence[str], *, quick: bool, output: Path | None) -> "Examination":
+    from tlx.config import compose, parse
+
+    config = parse(compose(overrides))
+    from tlx.diagnosis.before import examine_config
+
+    log = logging.getLogger("tlx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what train would warn of is found here
+    try:
+        return examine_config(config, quick=quick, output=output)
+    finally:
+        log.setLevel(level)
+
+
+def _after(run: Path, others: Sequence[str], *, quick: bool, output: Path | None) -> "Examination":
+    for argument in others:
+        if argument.partition("=")[0] != "data.root":
+            raise unknown("argument", argument.partition("=")[0], [*OWN, "data.root"])
+    root = next((Path(a.partition("=")[2]) for a in others), None)
+    if root is not None and not root.is_dir():
+        raise UserError(f"data.root={root}: no such folder.")
+    if not (run / ".hydra" / "config.yaml").is_file():
+        raise UserError(f"run={run} is no run's folder: it has no .hydra/config.yaml.")
+    from tlx.diagnosis.after import examine_run
+
+    return examine_run(run, root=root, quick=quick, output=output)
+
+
+def _show(found: "Examination") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tlx.diagnosis.findings import CAUSES
+
+    console = Console()
+    styles = {"error": "bold red", "warning": "yellow", "note": ""}
+    table = Table(title="likeliest cause first", show_lines=True, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for finding in found.findings:
+        lines = [f"{CAUSES[finding.cause]}: {finding.evidence}", f"→ {finding.fix}"]
+        lines += [finding.picture] if finding.picture is not None else []
+        text = escape("\n".join([*lines, finding.page]))
+        table.add_row(finding.severity, text, style=styles[finding.severity])
+    console.print(table if found.findings else "Nothing found.")
+    console.print(f"Examined: {', '.join(found.examined) or 'nothing'}.", highlight=False)
+    for missing in found.not_examined:
+        line = f"Could not be examined: {missing.what}: {missing.why}"
+        console.print(escape(line), highlight=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
