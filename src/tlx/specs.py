@@ -61,6 +61,7 @@ class DataSpec:
     soft_labels: bool
     decode_cache: Literal["off", "ram", "disk"]
     decode_cache_bytes: float
+    hint: str | None = None  # where the images of an experiment come from
 
 
 @dataclass(frozen=True)
