@@ -267,7 +267,7 @@ def test_summary_shows_a_table(capsys):
         (["data.fold=5", "data.folds=5"], "fold"),
         (["optimizer=sgd", "+optimizer.momentun=0.5"], "momentun"),
         (["backbone.weights=/nowhere/w.pth"], "/nowhere/w.pth"),
-        (["head.activation=softmax"], "unknown head.activation 'softmax'"),
+        (["head.activation=softmax"], "head.allow_softmax=true"),
         (["hydra.run.dir=/dev/null/run"], "/dev/null"),
     ],
 )  # fmt: skip
