@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from tlx import doctor, train
 from tlx.diagnosis import before
 from tlx.diagnosis.case import Case
-from tlx.diagnosis.examination import carry_out
-from tlx.diagnosis.findings import CAUSES, Finding, ranked
+from tlx.diagnosis.findings import CAUSES, Finding, carry_out, ranked
 from tlx.errors import UserError
 
 SMALL = [

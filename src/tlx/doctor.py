@@ -11,7 +11,7 @@ from tlx.commands import command, split_arguments
 from tlx.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from tlx.diagnosis.examination import Examination
+    from tlx.diagnosis.findings import Examination
 
 HELP = """\
 tlx doctor: what keeps a network from learning, or makes its result wrong, likeliest cause first.

@@ -1,61 +1,26 @@
 """A finished run in which nothing is wrong, and the same run with one thing made wrong."""
 
-import csv
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from planted import (
+    OVERFITTED,
+    answer_always,
+    change,
+    plant_curves,
+    read_rows,
+    write_rows,
+)
+from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
-from tlx import train
 from tlx.diagnosis.after import CHEAP, FULL, examine_run
 from tlx.diagnosis.findings import Finding
-
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 30)}
-COUNTS = {"train": 16, "val": 20, "test": 20}
-SETTINGS = [
-    "backbone=squeezenet1_1", "data=folder", "data.image_size=24", "data.batch_size=16",
-    "data.num_workers=0", "data.keep_together=none", "trainer=cpu", "trainer.precision=32",
-    "verbosity=quiet", "report=none", "optimizer.lr=1e-1", "stage.head.epochs=8",
-    "stage.top.epochs=2", "stage.top.lr=1e-3",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, write_image) -> Path:
-    """Two stages on a file of weights, so that what they began with is known."""
-    folder = tmp_path_factory.mktemp("healthy")
-    seed = 0
-    for split, count in COUNTS.items():
-        for name, colour in COLOURS.items():
-            for number in range(count):
-                seed += 1
-                shade = tuple(max(c - seed % 20, 0) for c in colour)
-                write_image(folder / "images" / split / name / f"{number}.png", shade, seed)
-    torch.manual_seed(0)
-    state = torchvision.models.squeezenet1_1().state_dict()
-    save_file(state, folder / "weights.safetensors")
-    arguments = [
-        *SETTINGS, f"data.root={folder / 'images'}", f"hydra.run.dir={folder / 'run'}",
-        f"backbone.weights={folder / 'weights.safetensors'}",
-    ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TLX_CACHE_DIR", str(folder / "cache"))
-        patch.setattr(sys, "argv", ["tlx.train", *arguments])
-        train.main(arguments)
-    return folder / "run"
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 def first(run: Path) -> Finding:
@@ -65,16 +30,6 @@ def first(run: Path) -> Finding:
     worse = [finding for finding in found.findings if finding.severity != "note"]
     assert len({finding.cause for finding in worse}) == 1, worse
     return worse[0]
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
-
-
-def write_rows(path: Path, rows: list[list[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 def test_a_healthy_run(trained: Path) -> None:
@@ -158,23 +113,6 @@ def test_other_order_of_the_classes(run: Path) -> None:
 # ---- one class ----
 
 
-def answer_always(run: Path, name: str) -> None:
-    """As a network does whose last layer has one large bias."""
-    for split in ("val", "test"):
-        path = run / "predictions" / f"{split}.csv"
-        header, *rows = read_rows(path)
-        p = ["0.9" if c == name else "0.05" for c in header[3:]]
-        write_rows(path, [header, *([*row[:2], name, *p] for row in rows)])
-    path = run / "model/model.safetensors"
-    weights = load_file(path)
-    bias = next(k for k in weights if k.startswith("head.") and k.endswith("bias"))
-    weight = bias.removesuffix("bias") + "weight"
-    index = sorted(COLOURS).index(name)
-    weights[weight].zero_()
-    weights[bias] = torch.tensor([0.9 if i == index else 0.05 for i in range(3)]).log()
-    save_file(weights, path)
-
-
 def test_one_class_for_everything(run: Path) -> None:
     answer_always(run, "green")
     finding = first(run)
@@ -205,20 +143,6 @@ def events(run: Path) -> Iterator[Callable[[str, int, float], None]]:
     writer = SummaryWriter(str(run))
     yield lambda tag, step, value: (writer.add_scalar(tag, value, step), writer.flush())[0]
     writer.close()
-
-
-def plant_curves(run: Path, train: list[float], val: list[float]) -> None:
-    """In place of the run's own, for its stage `top` of 3 steps an epoch."""
-    for path in run.glob("events.out.tfevents.*"):
-        path.unlink()
-    with SummaryWriter(str(run)) as writer:
-        writer.add_text("stage", "**top** learns from `x` on: 3 parameters", 0)
-        for epoch, (t, v) in enumerate(zip(train, val, strict=True), start=1):
-            writer.add_scalar("train/loss", t, 3 * epoch)
-            writer.add_scalar("val/loss", v, 3 * epoch)
-
-
-OVERFITTED = ([0.9, 0.7, 0.5, 0.3, 0.2, 0.1], [0.8, 0.6, 0.5, 0.7, 0.8, 0.9])
 
 
 def test_overfitting_and_when_it_began(run: Path) -> None:
@@ -282,12 +206,6 @@ def test_gradients_that_vanish(run: Path, events) -> None:
 
 
 # ---- weights ----
-
-
-def change(path: Path, name: str, plant: Callable[[torch.Tensor], object]) -> None:
-    weights = load_file(path)
-    plant(weights[name])
-    save_file(weights, path)
 
 
 @pytest.mark.parametrize(("stage", "block"), [("head", "fire2"), ("top", "fire8")])

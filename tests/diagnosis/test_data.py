@@ -7,41 +7,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted import SIDE, bars, folder_of_bars, shuffle_labels
 
 from tlx.config import compose, parse
 from tlx.data.augment import Augment
 from tlx.data.manifest import Manifest, Sample
-from tlx.diagnosis import data, splits
+from tlx.diagnosis import splits
+from tlx.diagnosis.before import DATA
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import ranked
 from tlx.diagnosis.inputs import first_input
+from tlx.diagnosis.labels import labels_and_augmentation
 from tlx.models.preprocess import Preprocess
 from tlx.training.job import prepare
-
-SIDE = 32
-
-
-def bars(path, *, upright, seed):
-    """Bars of any colour, width and place, upright or lying: colours say nothing of the class."""
-    random = np.random.default_rng(seed)
-    wave = np.sin(np.arange(SIDE) * random.uniform(0.7, 1.3) + random.uniform(0, 6))
-    pattern = np.tile(wave if upright else wave[:, None], (SIDE, 1) if upright else (1, SIDE))
-    colour = random.uniform(20, 60, size=3)
-    pixels = 120 + pattern[..., None] * colour + random.normal(0, 8, size=(SIDE, SIDE, 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two classes, 132 train, 32 val and 56 test images, in folders of their splits."""
-    root = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 132), ("val", 32), ("test", 56)):
-        for number in range(count):
-            kind = ("lying", "upright")[number % 2]
-            path = root / split / kind / f"{number}.png"
-            bars(path, upright=kind == "upright", seed=1000 * len(split) + number)
-    return root
+    return folder_of_bars(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
@@ -76,11 +59,11 @@ def as_if_pretrained(case):
 
 
 def cheap(case):
-    return ranked(finding for check in data.CHEAP for finding in check(case))
+    return ranked(finding for check in DATA for finding in check(case))
 
 
 def full(case):
-    return ranked(finding for check in data.FULL for finding in check(case))
+    return ranked(finding for finding in labels_and_augmentation(case))
 
 
 def preprocessed_by(case, preprocess):
@@ -227,15 +210,6 @@ def test_outputs_of_a_run_in_another_order():
     assert len(list(splits.class_order_of_run(("a", "b"), manifest))) == 1
 
 
-def test_train_images_in_test(case, own_pictures):
-    for number in range(0, 20, 2):
-        name = f"lying/{number}.png"
-        shutil.copy(own_pictures / "train" / name, own_pictures / "test" / name)
-    finding = cheap(case(own_pictures, "data.on_leak=warn"))[0]
-    assert (finding.cause, finding.severity) == ("leak", "error")
-    assert finding.numbers == {"images": 10, "share": 10 / 56}
-
-
 @pytest.mark.parametrize(("size", "found"), [(64, ["warning"]), (None, [])])
 def test_a_near_copy_of_a_train_image_in_test(case, own_pictures, size, found):
     coarse = np.random.default_rng(0).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
@@ -264,41 +238,17 @@ def test_an_augmented_split_is_found(healthy, monkeypatch, split):
     assert 0 < finding.numbers["changed"] < finding.numbers["readings"] == 9
 
 
-def test_ten_test_images(case, own_pictures):
-    for path in sorted((own_pictures / "test").rglob("*.png"))[10:]:
-        path.unlink()
-    for number in range(5):
-        (own_pictures / "test/upright").mkdir(exist_ok=True)
-        bars(own_pictures / f"test/upright/{number}.png", upright=True, seed=number)
-    finding = cheap(case(own_pictures))[0]
-    assert (finding.cause, finding.severity) == ("few_images", "warning")
-    assert finding.numbers["n"] == 15
-
-
 # ---------------------------------------------------------------- the labels
 
 
 def test_shuffled_labels(case, own_pictures):
-    for split in ("train", "val"):
-        paths = sorted((own_pictures / split).rglob("*.png"))
-        for path, seed in zip(paths, np.random.default_rng(0).permutation(len(paths)), strict=True):
-            bars(path, upright=bool(seed % 2), seed=10_000 * len(split) + seed)
+    shuffle_labels(own_pictures)
     shuffled = case(own_pictures)
     finding = full(shuffled)[0]
     assert (finding.cause, finding.severity) == ("shuffled_labels", "note")  # random weights
     assert finding.numbers["p"] > 0.05
     assert finding.numbers["images"] == 132
     assert full(as_if_pretrained(shuffled))[0].severity == "warning"
-
-
-def test_labels_of_val_exchanged(case, own_pictures):
-    val = own_pictures / "val"
-    (val / "lying").rename(val / "between")
-    (val / "upright").rename(val / "lying")
-    (val / "between").rename(val / "upright")
-    finding = full(case(own_pictures))[0]
-    assert (finding.cause, finding.severity) == ("class_order", "error")
-    assert "'lying' looks like 'upright'" in finding.evidence
 
 
 def test_augmentation_that_hides_the_class(case, pictures):

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from tlx.diagnosis.examination import Examination, carry_out
+from tlx.diagnosis.findings import Examination, carry_out
 from tlx.diagnosis.learning import gradient_norms, losses, overfitting
 from tlx.diagnosis.pictures import illustrated, of_run
-from tlx.diagnosis.predictions import few_images, files_and_manifest, one_class
-from tlx.diagnosis.repeated import predicted_again
+from tlx.diagnosis.predictions import few_images, files_and_manifest, one_class, predicted_again
 from tlx.diagnosis.run_folder import RunFolder
 from tlx.diagnosis.saved import class_order, frozen_blocks, input_of_the_model, saved_weights
 

@@ -8,17 +8,37 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from tlx.diagnosis import data, network
+from tlx.diagnosis.activity import (
+    finite_values,
+    living_units,
+    one_batch,
+    outputs_are_logits,
+    train_and_evaluation_mode,
+)
 from tlx.diagnosis.case import Case
-from tlx.diagnosis.examination import Examination, carry_out
-from tlx.diagnosis.findings import as_json
+from tlx.diagnosis.claims import few_images
+from tlx.diagnosis.findings import Examination, as_json, carry_out
+from tlx.diagnosis.inputs import input_mismatch, small_images
+from tlx.diagnosis.labels import labels_and_augmentation
+from tlx.diagnosis.loaded import tensors_finite, weights_loaded
+from tlx.diagnosis.rates import first_steps
+from tlx.diagnosis.splits import augmented_evaluation, class_order, leak
+from tlx.diagnosis.structure import everything_learns, random_head, softmax_or_sigmoid, tiny_batches
 from tlx.files import write_json
 from tlx.specs import Config
 from tlx.training.job import Job, prepare
 from tlx.training.plan import check
 
-CHEAP = (*network.CHEAP, *data.CHEAP)
-FULL = (*network.FULL, *data.FULL)
+# By what they look at and what they cost.
+NETWORK = (
+    weights_loaded, tensors_finite, softmax_or_sigmoid, everything_learns, random_head, tiny_batches
+)  # fmt: skip
+DATA = input_mismatch, small_images, class_order, leak, augmented_evaluation, few_images
+NETWORK_FULL = (
+    finite_values, living_units, outputs_are_logits, train_and_evaluation_mode, first_steps,
+    one_batch,
+)  # fmt: skip
+CHEAP, FULL = NETWORK + DATA, (*NETWORK_FULL, labels_and_augmentation)
 TOLD = {"leak", "small_images"}  # training.job logs these itself
 
 log = logging.getLogger(__name__)
@@ -43,6 +63,17 @@ def examine_config(
     Pictures go beside `output`. Raises UserError for the rest of what train refuses: there is
     nothing to examine then.
     """
+    with TemporaryDirectory() as folder:
+        case = case_of(config, Path(folder))
+        found = examine(case, quick=quick)
+        if output is None:
+            return found
+        from tlx.diagnosis.pictures import illustrated, of_case
+
+        return illustrated(found, of_case(case), output)
+
+
+def case_of(config: Config, folder: Path) -> Case:
     lenient = replace(
         config,
         preprocess=replace(config.preprocess, allow_mismatch=True),
@@ -50,18 +81,9 @@ def examine_config(
         data=replace(config.data, on_leak="warn"),
     )
     check(lenient)
-    with TemporaryDirectory() as folder:
-        job = prepare(lenient, Path(folder))
-        given = replace(
-            job.config, preprocess=config.preprocess, head=config.head, data=config.data
-        )
-        case = Case(replace(job, config=given))
-        found = examine(case, quick=quick)
-        if output is None:
-            return found
-        from tlx.diagnosis.pictures import illustrated, of_case
-
-        return illustrated(found, of_case(case), output)
+    job = prepare(lenient, folder)
+    given = replace(job.config, preprocess=config.preprocess, head=config.head, data=config.data)
+    return Case(replace(job, config=given))
 
 
 def tell(job: Job) -> None:

@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
 from tlx.data.augment import Augment
@@ -21,6 +20,7 @@ from tlx.diagnosis.separability import (
     scores,
     sign_test,
 )
+from tlx.diagnosis.trial import unchanged
 
 IMAGES, AGAIN = 128, 256  # from train; so many where the first leave it open
 VAL_IMAGES, TRIED = 32, 24  # from val; for each ingredient of an augmentation
@@ -93,7 +93,8 @@ def features(case: Case, images: Tensor) -> Tensor:
     if backbone.image_size is None and side > SIZE >= backbone.min_size:
         side = SIZE
     found = []
-    with _evaluating(backbone), torch.inference_mode():
+    with unchanged(case.job.model.classifier), torch.inference_mode():
+        backbone.eval()
         for part in torch.split(images, 16):
             x = preprocess.normalize(part)
             x = interpolate(x, size=(side, side), mode="bilinear", antialias=True)
@@ -105,17 +106,6 @@ def features(case: Case, images: Tensor) -> Tensor:
                 means.append(x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1))
             found.append(torch.cat(means, 1))
     return torch.cat(found).clone()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _pixels(images: Tensor) -> Tensor:

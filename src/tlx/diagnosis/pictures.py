@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tlx.diagnosis.case import Case
-from tlx.diagnosis.examination import Examination
+from tlx.diagnosis.findings import Examination
 from tlx.diagnosis.run_folder import RunFolder
 from tlx.evaluation.examples import augmented_views
 from tlx.evaluation.figures import image_grid

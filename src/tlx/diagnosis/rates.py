@@ -61,7 +61,7 @@ def first_steps(case: Case) -> Iterator[Finding]:
 def take_steps(
     case: Case, stage: StageSpec, *, start: int, images: int, count: int
 ) -> Steps | None:
-    """With the stage's own optimizer at its full rate; None where no parameter learns."""
+    """With the stage's own optimizer at its full rate; None where nothing learns."""
     probe = probe_of(case)
     inputs, labels = probe.features[start][:images], probe.labels[:images]
     losses, fall = list[float](), 0.0
@@ -73,6 +73,8 @@ def take_steps(
         if not groups:
             return None
         optimizer = case.optimizer(stage, classifier)
+        if not any(group["lr"] for group in optimizer.param_groups):
+            return None
         lengths = {name: _length(parameters) for name, parameters in groups.items()}
         for step in range(count + 1):
             loss = sample_losses(classifier(inputs.clone(), start), labels).mean()
