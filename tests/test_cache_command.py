@@ -1,5 +1,6 @@
 """tlx cache: what lies there, whether it is sound, and how to be rid of it."""
 
+import hashlib
 import json
 import os
 import time
@@ -7,8 +8,10 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 
 from tlx import cache
+from tlx.data.decoded import DecodeCache, _use, open_cache
 from tlx.training.feature_store import Entry, FeatureStore
 
 ENTRIES = [
@@ -81,14 +84,29 @@ def test_verify_names_the_changed_and_the_foreign_and_fails(folder, capsys):
     assert "part 0 of 1 has changed" in capsys.readouterr().out
 
 
-def test_the_default_is_tlxs_own_folder_with_decoded_images(tmp_path, monkeypatch, capsys):
+def test_decoded_images_are_counted_verified_and_cleared(
+    tmp_path, image_folder, monkeypatch, capsys
+):
+    """By default tlx's own folder is looked at. A process that reads the images is a user."""
     monkeypatch.setenv("TLX_CACHE_DIR", str(tmp_path))
-    entry = tmp_path / "images" / ("c" * 40)
-    entry.mkdir(parents=True)
-    (entry / "pixels").write_bytes(bytes(100))
-    (entry / "entry.json").write_text(json.dumps({"file": "pixels", "bytes": 100, "images": 5}))
+    files = [image_folder / "red" / f"{number}.png" for number in range(3)]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    kept = open_cache(DecodeCache("disk", 10**6), "", (3, 2, 2), {"val": (files, contents)})["val"]
+    for index, file in enumerate(files[:2]):
+        kept.keep(index, file.read_bytes(), torch.zeros(3, 2, 2, dtype=torch.uint8))
     (row,) = said(capsys, "verify")["entries"]
-    assert (row["state"], row["problem"], row["images"]) == ("whole", None, 5)
+    assert (row["state"], row["problem"], row["images"]) == ("whole", None, 2)
+    cache.main(["list"])
+    assert "2 decoded images" in capsys.readouterr().out
+    assert (row["in_use"], said(capsys, "clear")["removed"]) == (True, 0)
+    os.close(_use(kept.folder.with_suffix(".lock")))
+    _use.cache_clear()
+    (kept.folder / contents[0]).write_bytes(bytes(16))
+    with pytest.raises(SystemExit):
+        cache.main(["verify"])
+    assert f"1 images have changed, such as {contents[0]}" in capsys.readouterr().out
+    assert said(capsys, "clear")["removed"] == 1
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import math
 import time
 
 import common
@@ -22,6 +23,9 @@ CONVOLUTIONS = {
     "block4_conv2": 19, "block4_conv3": 21, "block5_conv1": 24, "block5_conv2": 26,
     "block5_conv3": 28,
 }  # fmt: skip
+
+
+SHEAR = math.tan(math.radians(0.2))  # ImageDataGenerator's shear_range counts degrees
 
 
 class Watch(keras.callbacks.Callback):
@@ -51,7 +55,7 @@ def datasets(data, seed):
     augment = keras.Sequential([
         layers.RandomRotation(40 / 360, fill_mode="nearest"),
         layers.RandomTranslation(0.2, 0.2, fill_mode="nearest"),
-        layers.RandomShear(0.2, 0.2, fill_mode="nearest"),
+        layers.RandomShear(SHEAR, 0.0, fill_mode="nearest"),
         layers.RandomZoom(0.2, 0.2, fill_mode="nearest"),
         layers.RandomFlip("horizontal_and_vertical"),
     ])  # fmt: skip

@@ -54,6 +54,9 @@ class Watch(Callback):
         return "head" if trainer.current_epoch < self.head_epochs else "top"
 
     def on_train_epoch_start(self, trainer, pl_module):
+        if self.phase(trainer) == "top":  # the callback gives its rate to the new group alone
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = common.TOP_RATE
         self.clock.epoch(self.phase(trainer))
 
     def on_train_batch_end(self, trainer, *args):

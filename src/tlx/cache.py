@@ -159,7 +159,8 @@ def _show(found: dict[str, Any]) -> None:
     for row in found["entries"]:
         what = f"{row['backbone']} before {row['before']}" if row["backbone"] else ""
         view = "" if row["view"] is None else f" view {row['view']}"
-        images = f"{row['images']} {row['split']} images{view}" if row["images"] else ""
+        split = row["split"] or "decoded"
+        images = "" if row["images"] is None else f"{row['images']} {split} images{view}"
         state = row["state"] + (", in use" if row["in_use"] else "")
         cells = [Path(row["entry"]).name[:12], state, _gigabytes(row["bytes"]), row["last_used"]]
         print("  ".join(cell for cell in (*cells, what, images) if cell))

@@ -5,6 +5,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from tlx.config import compose, conf_dir
 from tlx.data.augment import Augment, apply, crop_box, sample_key
@@ -88,10 +89,12 @@ def test_features_have_the_targets_of_their_images(make, mixed: bool) -> None:
     views = [torch.arange(24.0)[:, None] + 100 * view for view in range(2)]
     features = FeatureDataset(views, images)
     assert len(features) == 24
-    for item in [(0, 0), (0, 1), (13, 1)]:
-        feature, target, index = features[item]
-        assert (feature.item(), index) == (item[0] + 100 * item[1], item[0])
-        assert torch.equal(torch.as_tensor(target), torch.as_tensor(images[item][1]))
+    for items in [[(0, 0), (0, 1), (13, 1)], [(5, 1), (2, 1), (5, 1)]]:
+        rows, targets, indices = features.__getitems__(items)
+        assert rows[:, 0].tolist() == [index + 100 * view for index, view in items]
+        _, expected, positions = default_collate([images[item] for item in items])
+        assert torch.equal(targets, expected)
+        assert (targets.dtype, indices.tolist()) == (expected.dtype, positions.tolist())
 
 
 def test_a_crop_is_taken_from_the_picture_before_it_is_resized(make, samples, image_folder) -> None:

@@ -1,6 +1,7 @@
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def test_a_folder_that_takes_nothing_is_said_and_does_without(
     folder.rmdir()
     assert equal(batches(data), expected)
     assert "takes no more images" in caplog.text
-    (tmp_path / "cache" / "images").rmdir()
+    shutil.rmtree(tmp_path / "cache" / "images")
     (tmp_path / "cache" / "images").write_text("in the way")
     assert equal(batches(make("disk")), expected)
     assert "No decode cache" in caplog.text

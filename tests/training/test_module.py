@@ -134,8 +134,10 @@ def test_compiled_and_eager_agree(image_folder, tmp_path, monkeypatch, cache):
     names = []
     for compiled in ("true", "false"):
         run = job(
-            image_folder, tmp_path / compiled, "stage=finetune", "stage.head.epochs=2",
-            "stage.top.epochs=2", f"cache={cache}", f"trainer.compile={compiled}", "optimizer=sgd",
+            image_folder, tmp_path / compiled, "stage=finetune", "stage.head.epochs=3",
+            "stage.top.epochs=2", "data.batch_size=7",  # BatchNorm over 2 is ill-conditioned
+            f"cache={cache}", f"trainer.compile={compiled}", "optimizer=sgd",
+            "trainer.precision=32",
         )  # fmt: skip
         train_stages(run)
         last = torch.load(tmp_path / compiled / "checkpoints/top/last.ckpt", weights_only=True)

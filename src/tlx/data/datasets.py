@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from tlx.data import augment as augmentation
 from tlx.data.augment import Augment, AugmentParams
@@ -21,8 +21,8 @@ from tlx.data.targets import ProbabilityTargets
 from tlx.errors import UserError
 
 Target = int | Tensor  # a class index, or the probabilities of the classes (C,) float32
-Rows = Sequence[Tensor] | Tensor  # of a split, a tensor for each image
 Item = tuple[Tensor, Target, int]  # (3, H, W) uint8, target, index in the data set
+Batch = tuple[Tensor, Tensor, Tensor]  # the same of several images
 
 
 class Preprocess(Protocol):
@@ -74,8 +74,12 @@ class ImageDataset(Dataset[Item]):
 
     def target(self, index: int, view: int) -> Target:
         """As the item has it; without reading the image."""
-        mixes = self.augment is not None and (self.augment.mixup > 0 or self.augment.cutmix > 0)
-        return self._target(index, self._draw(index, view) if mixes else None)
+        return self._target(index, self._draw(index, view) if self.mixes else None)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a target depends on the view."""
+        return self.augment is not None and (self.augment.mixup > 0 or self.augment.cutmix > 0)
 
     def _target(self, index: int, params: AugmentParams | None) -> Target:
         own = self.targets[index]
@@ -122,6 +126,12 @@ def _shorter_side(box_of: Callable[[int, int], Box | None], width: int, height: 
     return min(right - left, bottom - top)
 
 
+class Rows(Protocol):
+    """Of a split's images, a tensor for each: a `Tensor`, or what is read in the same way."""
+
+    def index_select(self, dim: int, index: Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Features:
     """What frozen blocks make of the images, in the manifest's order: (images, …) each."""
@@ -131,15 +141,30 @@ class Features:
 
 
 class FeatureDataset(Dataset[Item]):
-    """Items by (index, view), as those of `images`, with features in place of the images."""
+    """Batches by (index, view), as the items of `images` would make, with features as images.
+
+    A loader gets a whole batch at once, already collated: next to a head, single rows take time.
+    """
 
     def __init__(self, views: Sequence[Rows], images: ImageDataset) -> None:
         self.views = views
         self.images = images
+        every = range(len(images))
+        self.targets = (
+            None if images.mixes else default_collate([images.target(i, 0) for i in every])
+        )
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> Item:
-        index, view = item
-        return self.views[view][index], self.images.target(index, view), index
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
+        indices, views = torch.tensor(items).unbind(1)
+        if len(set(views.tolist())) == 1:
+            features = self.views[int(views[0])].index_select(0, indices)
+        else:
+            features = torch.cat(
+                [self.views[view].index_select(0, torch.tensor([i])) for i, view in items]
+            )
+        if self.targets is not None:
+            return features, self.targets[indices], indices
+        return features, default_collate([self.images.target(*item) for item in items]), indices

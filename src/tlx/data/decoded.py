@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlx.data.scan_cache import Stamp, stamp
-from tlx.files import cache_dir, write_json
+from tlx.files import cache_dir, waiting, write_json
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def open_cache(
     """
     rows = settings.max_bytes // (prod(shape) + CHECKSUM)
     try:
-        folder = _open_folder(settings, preprocess)
+        folder = _open_folder(settings, preprocess, shape)
         kept, left = {}, rows
         for name, (files, contents) in splits.items():
             first = [sha256 if place < left else "" for place, sha256 in enumerate(contents)]
@@ -134,13 +134,24 @@ def open_cache(
     return kept
 
 
-def _open_folder(settings: DecodeCache, preprocess: object) -> Path:
+def _open_folder(settings: DecodeCache, preprocess: object, shape: Sequence[int]) -> Path:
     identity = f"{FORMAT}, {preprocess!r}, Pillow {PIL.__version__}, torch {torch.__version__}"
     root = cache_dir() / "images" if settings.where == "disk" else memory_folder()[0]
-    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "entry.json", {"made by": identity})
+    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:40]
+    with waiting(root / ".lock"):
+        _use(folder.with_suffix(".lock"))
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "entry.json", {"holds": "images", "shape": shape, "made by": identity})
     return folder
+
+
+@cache
+def _use(lock: Path) -> int:
+    """Until the process ends, `tlx cache` sees that the folder is in use; also its last use."""
+    held = os.open(lock, os.O_WRONLY | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    os.utime(lock)
+    return held
 
 
 def _make_room(folder: Path, wanted: Sequence[str], rows: int) -> None:

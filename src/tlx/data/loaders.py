@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tlx.data.augment import Augment
-from tlx.data.datasets import ImageDataset, Item, Preprocess
+from tlx.data.datasets import FeatureDataset, ImageDataset, Item, Preprocess
 from tlx.data.images import Decoding
 from tlx.data.parallel import cores
 
@@ -80,8 +81,13 @@ def make_loader(
         sampler=sampler,
         num_workers=num_workers,
         drop_last=drop_last,
+        collate_fn=_as_it_is if isinstance(dataset, FeatureDataset) else None,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         # the loader draws from it for its workers; from the global one, it would move training's
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 NAME = r"[0-9a-f]{40}"
 CHECKSUM = r"[0-9a-f]{8}"
+SHA256 = r"[0-9a-f]{64}"
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,22 @@ def _item(path: Path) -> Item:
 
 
 def described(entry: Path) -> dict[str, Any] | None:
-    """Its entry.json; None without one, or where the file is not as long as that says."""
+    """Its entry.json; None without one, or where the file is not as long as that says.
+
+    A folder of decoded images (see data/decoded.py) has no such file, but `images`, their number.
+    """
     try:
-        about = json.loads((entry / "entry.json").read_text("utf-8"))
+        about: dict[str, Any] = json.loads((entry / "entry.json").read_text("utf-8"))
+        if about.get("holds") == "images":
+            return about | {"images": len(_images(entry))}
         size = (entry / about.get("file", "features")).stat().st_size
         return about if size == about["bytes"] else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
+
+
+def _images(entry: Path) -> list[Path]:
+    return [path for path in sorted(entry.iterdir()) if re.fullmatch(SHA256, path.name)]
 
 
 def allocated(path: Path) -> int:
@@ -74,12 +84,21 @@ def problem(item: Item) -> str | None:
         return "is not what its entry.json says: it will be computed again"
     if item.state == "unfinished":
         return None if item.in_use else "was interrupted: the next run that needs it goes on"
+    if item.about.get("holds") == "images":
+        changed = [path.name for path in _images(item.path) if not _is_sound(path)]
+        return f"{len(changed)} images have changed, such as {changed[0]}" if changed else None
     expected = item.about.get("crc32", [])
     with (item.path / item.about.get("file", "features")).open("rb") as file:
         for number, checksum in enumerate(expected):
             if f"{zlib.crc32(file.read(item.about['part_bytes'])):08x}" != checksum:
                 return f"part {number} of {len(expected)} has changed since it was written"
     return None
+
+
+def _is_sound(image: Path) -> bool:
+    """A decoded image ends in its own checksum, 4 bytes."""
+    values = image.read_bytes()
+    return zlib.crc32(values[:-4]).to_bytes(4, "big") == values[-4:]
 
 
 def remove(entry: Path) -> bool:

@@ -109,8 +109,8 @@ class Pictures:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Rows(Sequence[Tensor]):
-    """The rows of an entry, as tensors that lie in its file.
+class Rows:
+    """The rows of an entry, in a tensor that lies in its file.
 
     What has been read does not pile up in the process's memory; the system keeps it if it can.
     """
@@ -122,15 +122,13 @@ class Rows(Sequence[Tensor]):
         self._row_bytes = entry.row_bytes
         self._read = 0
 
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        self._read += self._row_bytes
+    def index_select(self, dim: int, index: Tensor, /) -> Tensor:
+        """A copy of so many rows, as of a tensor; `dim` is 0."""
+        self._read += self._row_bytes * len(index)
         if self._read > MOST_RESIDENT:
             self._map.madvise(mmap.MADV_DONTNEED)  # a page that is read again is mapped again
             self._read = 0
-        return self.tensor[index]
+        return self.tensor.index_select(dim, index)
 
 
 def pictures_of(data: ImageData) -> list[Pictures]:
