@@ -1,5 +1,7 @@
 """A stage's arithmetic against a plain PyTorch loop."""
 
+import multiprocessing
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +124,15 @@ def test_a_frozen_backbone_stage_equals_a_plain_loop(
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_compiled_and_eager_agree(image_folder, tmp_path, monkeypatch, cache):
+    """In a process of its own: one that has compiled cannot be forked, which other tests do."""
+    arguments = (image_folder, tmp_path, monkeypatch, cache)
+    process = multiprocessing.get_context("fork").Process(target=compare_compiled, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def compare_compiled(image_folder, tmp_path, monkeypatch, cache):
     losses = {}
     original = StageModule.training_step
 
