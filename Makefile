@@ -28,8 +28,8 @@ bench: .venv/.demo .bench/keras/.done .bench/torch/.done  ## tlx beside Keras, f
 	$(BIN)/python benchmarks/limit.py | tee .bench/limit.json
 	$(BIN)/python benchmarks/peers/compare.py .bench $(BENCH)
 
-clean:  ## remove the environment and what tools left behind; runs in outputs/ stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist
+clean:  ## remove the environments and what tools left behind; runs in outputs/ stay
+	rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache build dist
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tlx needs Python 3.10 or newer")'
