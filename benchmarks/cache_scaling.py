@@ -57,8 +57,7 @@ def source_of(backbone: str, size: int) -> Source:
     preprocess = Preprocess.for_weights(backbone, None, image_size=size)
     classifier = build_classifier(Architecture(backbone, size, 2, "avg", (), "relu", 0.0))
     classifier.to(memory_format=torch.channels_last)
-    augment = Augment(horizontal_flip=True, rotation_range=40)
-    return Source(classifier, preprocess, augment, 0, torch.device("cpu"), False, BATCH)
+    return Source(classifier, preprocess, torch.device("cpu"), False, BATCH)
 
 
 def repeated(files: list[Path], n: int, source: Source) -> Pictures:
@@ -67,7 +66,7 @@ def repeated(files: list[Path], n: int, source: Source) -> Pictures:
         [files[i % FILES] for i in range(n)],
         [0] * n,
         source.preprocess,
-        augment=source.augment,
+        augment=Augment(horizontal_flip=True, rotation_range=40),
         keys=[sample_key(sample.path) for sample in samples],
     )
     return Pictures("train", dataset, samples, 0)

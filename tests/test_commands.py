@@ -192,11 +192,22 @@ def test_the_cache_changes_nothing(finished, image_folder, tmp_path, monkeypatch
         torch.testing.assert_close(value, uncached[key], atol=1e-5, rtol=1e-5)
 
 
-def test_val_is_measured_on_cached_features_as_on_images(finished):
+def test_cached_features_give_the_predictions_that_images_give(finished):
     assert json.loads((finished / "metrics.json").read_text())["stages"][-1]["cached"]
-    before = (finished / "predictions/val.csv").read_bytes()
-    evaluate.main([f"run={finished}", "split=val"])
-    assert (finished / "predictions/val.csv").read_bytes() == before
+    for split in ("val", "test"):
+        before = (finished / f"predictions/{split}.csv").read_bytes()
+        evaluate.main([f"run={finished}", f"split={split}"])
+        assert (finished / f"predictions/{split}.csv").read_bytes() == before
+
+
+def test_so_do_those_of_mirror_images(image_folder, tmp_path, monkeypatch):
+    mirrors = ["tta=4", "augment.horizontal_flip=true", "augment.vertical_flip=true"]
+    run_train(
+        monkeypatch, *SMALL, *mirrors, f"data.root={image_folder}", f"hydra.run.dir={tmp_path}/run"
+    )
+    before = (tmp_path / "run/predictions/test.csv").read_bytes()
+    evaluate.main([f"run={tmp_path}/run", "split=test"])
+    assert (tmp_path / "run/predictions/test.csv").read_bytes() == before
 
 
 def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ class DataSpec:
     split: Literal["stratified", "sequential"]
     group: str | None
     keep_together: Literal["near", "exact", "none"]
+    split_seed: int | None
     folds: int | None
     fold: int
     per_class: int | None

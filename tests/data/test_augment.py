@@ -111,6 +111,21 @@ def test_draws_fill_their_ranges() -> None:
     assert abs(mean(p.flip_vertical for p in params) - 0.5) < 0.05
 
 
+@pytest.mark.parametrize("vertical", [False, True])
+@pytest.mark.parametrize("horizontal", [False, True])
+def test_mirror_images_alone_are_taken_in_turn(horizontal, vertical) -> None:
+    augment = Augment(horizontal_flip=horizontal, vertical_flip=vertical)
+    every = {(h, v) for h in (False, horizontal) for v in (False, vertical)}
+    n = len(augment.mirrorings)
+    assert set(augment.mirrorings) == (every if len(every) > 1 else set())
+    for key in range(5 if n else 0):
+        views = [augment.draw(seed=view, view=view, key=key) for view in range(n)]
+        assert {(p.flip_horizontal, p.flip_vertical) for p in views} == every
+    firsts = {augment.draw(0, 0, key).flip_horizontal for key in range(4)}
+    assert firsts == {False, horizontal}  # an epoch has some of each
+    assert replace(augment, rotation_range=1.0).mirrorings == ()
+
+
 def test_shifts_of_one_and_more_are_pixels() -> None:
     affines = [Augment(width_shift_range=12.0).draw(0, view, 1).affine for view in range(300)]
     pixels = [affine.pixels_x for affine in affines if affine is not None]

@@ -56,8 +56,19 @@ def test_without_augmentation_two_views_are_the_image_and_its_mirror_image(model
     assert np.abs(plain - mirrored).max() > 1e-3
     found = predict(model, files, compute(2, augment=augment))
     np.testing.assert_allclose(found, (plain + mirrored) / 2, atol=1e-5)
-    with pytest.raises(UserError, match="tta=3: without augmentation .* use tta=2"):
+    with pytest.raises(UserError, match="tta=3: with mirror images .* there are 2 views.* tta=2"):
         predict(model, files, compute(3, augment=augment))
+
+
+def test_with_both_mirror_images_four_views_are_all_of_them(model, files):
+    axes = ([], [2], [1], [1, 2])
+    expected = np.mean(
+        [by_hand(model, files, lambda image, a=a: image.flip(a)) for a in axes], axis=0
+    )
+    augment = Augment(horizontal_flip=True, vertical_flip=True)
+    np.testing.assert_allclose(
+        predict(model, files, compute(4, augment=augment)), expected, atol=1e-5
+    )
 
 
 def test_further_views_are_draws_of_trainings_augmentation_equal_for_all(model, files):

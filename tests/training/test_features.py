@@ -17,12 +17,21 @@ from tlx.training import cache_estimate
 from tlx.training import features as cache
 from tlx.training.cache_folder import contents
 from tlx.training.feature_store import FeatureStore, Part
-from tlx.training.features import Rows, Source, entry_of, features, fingerprint, pictures_of
-from tlx.training.inputs import feature_store, image_data, stage_features, val_features
+from tlx.training.features import (
+    Rows,
+    Source,
+    entry_of,
+    evaluation_pictures,
+    features,
+    fingerprint,
+    pictures_of,
+)
+from tlx.training.inputs import feature_store, image_data, split_features, stage_features
 from tlx.training.job import prepare
 from tlx.training.module import StageModule
 from tlx.training.run import train_stages
 
+MIRRORS = ["augment.horizontal_flip=true", "augment.vertical_flip=true"]
 LIGHT = ["augment=light", "cache.views=2"]
 MIXED = [*LIGHT, "augment.mixup=1", "augment.cutmix=1", "label_smoothing=0.1",
          "data.class_weights={red: 2}", "data.sampling=balanced"]  # fmt: skip
@@ -51,7 +60,7 @@ def open_store():
 def source(run):
     data = image_data(run)
     return data, Source(
-        run.model.classifier, run.model.preprocess, data.augment, run.config.seed,
+        run.model.classifier, run.model.preprocess,
         device=torch.device("cpu"), bf16=False, batch_size=4,
     )  # fmt: skip
 
@@ -230,9 +239,28 @@ def test_mixed_features_depend_on_every_image_that_may_be_a_partner(job):
     data, origin = source(job(*MIXED))
     train = pictures_of(data)[1]
     before = fingerprint(origin, train, 5)
-    for change in ({"sha256": "0" * 64}, {"path": "red/other.png"}):
-        samples = [*train.samples[:-1], replace(train.samples[-1], **change)]
-        assert fingerprint(origin, replace(train, samples=samples), 5) != before
+    other = replace(
+        train, samples=[*train.samples[:-1], replace(train.samples[-1], sha256="0" * 64)]
+    )
+    assert fingerprint(origin, other, 5) != before
+    train.dataset.keys = [*train.dataset.keys[:-1], 0]  # as another path would have it
+    assert fingerprint(origin, replace(train), 5) != before
+
+
+def test_mirror_images_are_the_same_for_every_seed(job):
+    """With one split, so are their features: the second seed finds the first one's."""
+    found = []
+    for seed in (0, 1):
+        run = job(f"seed={seed}", "data.split_seed=0", *MIRRORS, folder=f"run {seed}")
+        data, origin = source(run)
+        assert len(pictures_of(data)) == 1 + 4
+        with torch.no_grad():  # the weights follow the seed
+            for parameter in origin.classifier.parameters():
+                parameter.fill_(0.5)
+        seen = [*pictures_of(data), *evaluation_pictures(data, "test", 4)]
+        found.append([fingerprint(origin, pictures, 5) for pictures in seen])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 1 + 4 + 4
 
 
 def cached(run):
@@ -296,6 +324,8 @@ def test_a_folder_that_fails_is_no_cache_and_the_run_goes_on(
     assert contents(tmp_path / "features") == []
 
 
-def test_val_features_are_those_of_the_last_stage(job):
-    val, cut = val_features(job())
-    assert (cut, val.shape) == (4, (5, 192, 1, 1))
+def test_features_of_a_split_are_those_before_the_last_stage_for_every_view(job):
+    views, cut = split_features(job("tta=4", *MIRRORS), "val")
+    assert (cut, [rows.tensor.shape for rows in views]) == (4, [(5, 192, 1, 1)] * 4)
+    for rows in views[1:]:
+        assert not torch.equal(rows.tensor, views[0].tensor)

@@ -143,8 +143,22 @@ def test_checkpoints_within_an_epoch_and_the_last_weights_by_option(job, tmp_pat
     before = torch.load(place / "previous.ckpt", weights_only=True)
     assert before["global_step"] == 6  # of 8; step 8 ends the second epoch
     last = torch.load(place / "last.ckpt", weights_only=True)["state_dict"]
+    learnt = [name for name, p in run.model.classifier.named_parameters() if p.requires_grad]
     for key, value in load_file(place / "weights.safetensors").items():
-        assert torch.equal(value, last[f"classifier.{key}"])
+        if key in learnt:
+            assert torch.equal(value, last[f"classifier.{key}"])
+    assert not [key for key in last if key.startswith("classifier.backbone") and "bn" not in key]
+
+
+def test_other_frozen_weights_are_no_resume(job, tmp_path):
+    """A checkpoint leaves them out; that they are the same is checked."""
+    train_stages(job("run"))
+    (tmp_path / "run/checkpoints/head/done.json").unlink()
+    other = job("run")
+    with torch.no_grad():
+        next(other.model.classifier.backbone.parameters()).add_(1)
+    with pytest.raises(UserError, match="stage head cannot go on: its frozen weights are not"):
+        train_stages(other)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(job, tmp_path, caplog):

@@ -91,12 +91,33 @@ class Augment:
         return replace(self, **_INERT) != Augment()
 
     @property
+    def mirrorings(self) -> tuple[tuple[bool, bool], ...]:
+        """Where views are mirror images and nothing else: all there are, the image itself first.
+
+        Each as (horizontally, vertically); empty where there is more to a view, or less.
+        """
+        plain = replace(self, horizontal_flip=False, vertical_flip=False)
+        if plain.is_random or not self.is_random:
+            return ()
+        horizontal, vertical = (
+            (False, True) if on else (False,) for on in (self.horizontal_flip, self.vertical_flip)
+        )
+        return tuple((h, v) for v in vertical for h in horizontal)
+
+    @property
     def _zoom(self) -> Sequence[float]:
         zoom = self.zoom_range
         return (1 - zoom, 1 + zoom) if isinstance(zoom, float | int) else zoom
 
     def draw(self, seed: int, view: int, key: int) -> AugmentParams:
-        """The same arguments give the same parameters, in any process and any order."""
+        """The same arguments give the same parameters, in any process and any order.
+
+        Mirror images alone are taken in turn, from one that `key` chooses: as many views as there
+        are have each once, whatever the seed.
+        """
+        if mirrorings := self.mirrorings:
+            flips = mirrorings[(view + key) % len(mirrorings)]
+            return AugmentParams(flip_horizontal=flips[0], flip_vertical=flips[1])
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, view, key))))
         # all numbers are drawn, whatever is on: switching one transform off leaves the others'
         horizontal, vertical, *first = random.random(8).tolist()

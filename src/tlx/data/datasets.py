@@ -129,6 +129,8 @@ def _shorter_side(box_of: Callable[[int, int], Box | None], width: int, height: 
 class Rows(Protocol):
     """Of a split's images, a tensor for each: a `Tensor`, or what is read in the same way."""
 
+    def __len__(self) -> int: ...
+
     def index_select(self, dim: int, index: Tensor, /) -> Tensor: ...
 
 

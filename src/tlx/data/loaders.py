@@ -26,11 +26,28 @@ def prediction_loader(  # noqa: PLR0913 — all but two by name
     seed: int = 0,
     view: int = 0,
 ) -> DataLoader[Item]:
+    """See `prediction_dataset`."""
+    return make_loader(
+        prediction_dataset(files, preprocess, decoding=decoding, augment=augment, seed=seed),
+        [(index, view) for index in range(len(files))],
+        batch_size=batch_size,
+        num_workers=auto_workers() if num_workers is None else num_workers,
+    )
+
+
+def prediction_dataset(
+    files: Sequence[Path],
+    preprocess: Preprocess,
+    *,
+    decoding: Decoding,
+    augment: Augment | None,
+    seed: int,
+) -> ImageDataset:
     """The files in the order given, with UNLABELLED as class index.
 
     Augmentation treats all of them alike: it depends on seed and view only.
     """
-    dataset = ImageDataset(
+    return ImageDataset(
         files,
         [UNLABELLED] * len(files),
         preprocess,
@@ -38,12 +55,6 @@ def prediction_loader(  # noqa: PLR0913 — all but two by name
         augment=augment,
         keys=[0] * len(files),
         seed=seed,
-    )
-    return make_loader(
-        dataset,
-        [(index, view) for index in range(len(files))],
-        batch_size=batch_size,
-        num_workers=auto_workers() if num_workers is None else num_workers,
     )
 
 

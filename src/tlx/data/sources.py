@@ -36,6 +36,7 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
     fix.
     """
     check_fractions(spec.val, spec.test)
+    seed = seed if spec.split_seed is None else spec.split_seed
     root = data_root(spec)
     records = list_records(spec, root)
     scanned = scan(root, [r.path for r in records], Decoding(alpha=spec.alpha, icc=spec.icc))

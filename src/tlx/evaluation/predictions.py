@@ -1,15 +1,15 @@
 """A trained classifier's probabilities for images, matched to them by position."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tlx.data.augment import Augment
+from tlx.data.datasets import Rows
 from tlx.data.loaders import prediction_loader
 from tlx.data.tta import tta_augment
 from tlx.errors import UserError
@@ -22,7 +22,7 @@ class Compute:
     """How predictions are computed.
 
     They are averages over `tta` views: the image itself, and draws of `augment` from `seed` that
-    are the same for every image, or the mirror image (see `tta_augment`).
+    are the same for every image (see `tta_augment`).
     """
 
     device: torch.device
@@ -37,25 +37,39 @@ class Compute:
 def predict(model: SavedModel, files: Sequence[Path], compute: Compute) -> NDArray[np.float64]:
     """Probabilities (files, classes). Every view reads the files once more."""
     augment = tta_augment(compute.augment, compute.tta)
-    result = _of_view(model, files, compute, None)
-    for view in range(1, compute.tta):
-        result += (_of_view(model, files, compute, augment, view) - result) / (view + 1)
-    return _finite(result)
+    views = (
+        _of_view(model, files, compute, augment if view else None, view)
+        for view in range(compute.tta)
+    )
+    return _finite(_mean(views))
 
 
 def predict_features(
-    model: SavedModel, features: Tensor, start: int, compute: Compute
+    model: SavedModel, views: Sequence[Rows], start: int, compute: Compute
 ) -> NDArray[np.float64]:
-    """The same probabilities from what the blocks before `start` make of the images."""
+    """The same probabilities from what the blocks before `start` make of the images' views."""
+    return _finite(_mean(_of_features(model, rows, start, compute) for rows in views))
+
+
+def _mean(views: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    first, *others = views
+    for count, view in enumerate(others, 2):
+        first += (view - first) / count
+    return first
+
+
+def _of_features(
+    model: SavedModel, features: Rows, start: int, compute: Compute
+) -> NDArray[np.float64]:
     classifier, device = model.classifier.to(compute.device).eval(), compute.device
     rows = []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=compute.bf16):
-        for batch in torch.split(features, compute.batch_size):
-            inputs = batch.to(device)
+        for positions in torch.split(torch.arange(len(features)), compute.batch_size):
+            inputs = features.index_select(0, positions).to(device)
             if classifier.backbone.is_convolutional and inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             rows.append(probabilities(classifier(inputs, start).cpu()).numpy())
-    return _finite(np.concatenate(rows))
+    return np.concatenate(rows)
 
 
 def _finite(result: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -76,7 +90,6 @@ def _of_view(
 ) -> NDArray[np.float64]:
     """NaN where none was found; every batch says which positions its images have."""
     classifier, device = model.classifier.to(compute.device).eval(), compute.device
-    mirrored = augment is not None and not augment.is_random
     result = np.full((len(files), len(model.classes)), np.nan)
     loader = prediction_loader(
         files,
@@ -90,8 +103,7 @@ def _of_view(
     )
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=compute.bf16):
         for images, _, positions in loader:
-            pixels = images.flip(-1) if mirrored else images
-            inputs = model.preprocess.normalize(pixels.to(device))
+            inputs = model.preprocess.normalize(images.to(device))
             if classifier.backbone.is_convolutional:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             result[positions.numpy()] = probabilities(classifier(inputs).cpu()).numpy()

@@ -26,7 +26,7 @@ from tlx.models.decision import decide, positive_class
 from tlx.models.folder import SavedModel, save_model
 from tlx.specs import Config
 from tlx.training.devices import choose_device
-from tlx.training.inputs import val_features
+from tlx.training.inputs import split_features
 from tlx.training.job import Job
 from tlx.training.run import StageResult
 
@@ -50,13 +50,12 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
         features = job.folder / "predictions" / f"{split}_features.npy"
         most = min(MOST_POINTS, len(samples[split]))  # with tta the first view alone
         with kept_features(job.model.classifier, features, limit=most):
-            if split == "val" and samples[split] and _is_cached(stages, compute):
-                val, start = val_features(job)  # the images need not pass the frozen blocks again
-                shown = predict_features(job.model, val[:end], start, compute)
-                found[split] = nine_digits(shown)
-            else:
+            cached = stages[-1].cached if stages and samples[split] and end is None else False
+            shown = _from_cache(job, split, compute) if cached else None
+            if shown is None:
                 root = job.manifest.root
-                found[split] = probabilities_of(job.model, samples[split], root, compute)
+                shown = probabilities_of(job.model, samples[split], root, compute)
+            found[split] = shown
     model = fixed_on_val(job.model, found["val"], samples["val"], job.config)
     save_model(job.folder / "model", model, job.architecture)
     metrics: dict[str, Any] = {}
@@ -74,9 +73,17 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
     print(f"The run is in {job.folder}")
 
 
-def _is_cached(stages: Sequence[StageResult], compute: Compute) -> bool:
-    """Whether the last stage read val, under the one view there is, from the cache."""
-    return bool(stages) and stages[-1].cached and compute.tta == 1
+def _from_cache(job: Job, split: str, compute: Compute) -> NDArray[np.float64] | None:
+    """What `probabilities_of` would find, where the last stage's frozen blocks are cached.
+
+    Val has passed them already; other seeds and heads find test there too.
+    """
+    try:
+        views, start = split_features(job, split)
+    except OSError as error:
+        log.warning("The cache cannot hold %s: %s.", split, error)
+        return None
+    return nine_digits(predict_features(job.model, views, start, compute))
 
 
 def compute_of(config: Config, precision: str) -> Compute:

@@ -17,17 +17,18 @@ from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from math import ceil, prod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import tlx
-from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import ImageDataset, Item
-from tlx.data.loaders import auto_workers
+from tlx.data.loaders import auto_workers, prediction_dataset
 from tlx.data.manifest import Sample
+from tlx.data.tta import tta_augment
 from tlx.models.classifier import Classifier
 from tlx.models.preprocess import Preprocess
 from tlx.training.feature_store import FORMAT, Entry, FeatureStore, Part
@@ -44,8 +45,6 @@ class Source:
 
     classifier: Classifier
     preprocess: Preprocess
-    augment: Augment
-    seed: int
     device: torch.device
     bf16: bool
     batch_size: int
@@ -72,7 +71,7 @@ class Source:
     @cached_property
     def weights(self) -> list[str]:
         """A checksum of each block."""
-        return [_digest(block.state_dict()) for block in self.classifier.backbone.blocks]
+        return [digest(block.state_dict()) for block in self.classifier.backbone.blocks]
 
     def row_bytes(self, cut: int) -> int:
         return prod(self.shapes[cut]) * self.dtype.itemsize
@@ -103,10 +102,19 @@ class Pictures:
 
     @cached_property
     def contents(self) -> str:
-        """A checksum of the files and, as augmentation is drawn by them, of their paths."""
-        paths = [s.path for s in self.samples] if self.view is not None else None
-        text = json.dumps([[s.sha256 for s in self.samples], paths])
+        """A checksum of the files and of the keys that augmentation is drawn by."""
+        keys = list(self.dataset.keys) if self.view is not None else None
+        text = json.dumps([[s.sha256 for s in self.samples], keys])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def drawn(self) -> Mapping[str, Any] | None:
+        """What the view follows from, besides those keys; mirror images from no seed."""
+        augment = self.dataset.augment
+        if augment is None or self.view is None:
+            return None
+        seed = None if augment.mirrorings else self.dataset.seed
+        return {"augment": asdict(augment), "seed": seed, "view": self.view}
 
 
 class Rows:
@@ -121,6 +129,9 @@ class Rows:
         self.tensor = torch.frombuffer(self._map, dtype=dtype).view(entry.rows, *shape)
         self._row_bytes = entry.row_bytes
         self._read = 0
+
+    def __len__(self) -> int:
+        return len(self.tensor)
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
         """A copy of so many rows, as of a tensor; `dim` is 0."""
@@ -141,6 +152,27 @@ def pictures_of(data: ImageData) -> list[Pictures]:
             Pictures("train", train, samples, view if augmented else None)
             for view in range(data.views or 0)
         ),
+    ]
+
+
+def evaluation_pictures(data: ImageData, split: str, views: int) -> list[Pictures]:
+    """What evaluation sees of a split: the images themselves, then so many less one of tta."""
+    samples = data.manifest.split(split)
+    augment = tta_augment(data.augment, views)
+    return [
+        Pictures(
+            split,
+            prediction_dataset(
+                [data.manifest.root / sample.path for sample in samples],
+                data.preprocess,
+                decoding=data.decoding,
+                augment=augment if view else None,
+                seed=data.seed,
+            ),
+            samples,
+            view or None,
+        )
+        for view in range(views)
     ]
 
 
@@ -184,7 +216,6 @@ def entry_of(source: Source, pictures: Pictures, cut: int) -> Entry:
 def fingerprint(source: Source, pictures: Pictures, cut: int) -> str:
     """40 hex digits of all that the features before `cut` depend on."""
     classifier = source.classifier
-    augmented = pictures.view is not None
     description = {
         "format": FORMAT,
         "made by": [torch.__version__, version("torchvision"), version("pillow")],
@@ -196,20 +227,20 @@ def fingerprint(source: Source, pictures: Pictures, cut: int) -> str:
         "device": source.device.type,
         "batch_size": source.batch_size,
         "preprocess": source.preprocess.to_dict(),
-        "augment": asdict(source.augment) if augmented else None,
-        "draw": [source.seed, pictures.view] if augmented else None,
+        "drawn": pictures.drawn,
         "files": pictures.contents,
     }
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(state: Mapping[str, Tensor]) -> str:
+    """40 hex digits of names and values."""
+    found = hashlib.sha256()
     for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:40]
 
 
 def _compute(

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData
@@ -21,7 +20,7 @@ from tlx.files import cache_dir, write_json
 from tlx.training.cache_estimate import Task, pays
 from tlx.training.devices import choose_device, process_count
 from tlx.training.feature_store import FeatureStore
-from tlx.training.features import Source, features, pictures_of
+from tlx.training.features import Rows, Source, evaluation_pictures, features, pictures_of
 from tlx.training.job import Job
 from tlx.training.plan import views, why_not_cached
 
@@ -54,7 +53,7 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
         if cut <= mine and why_not_cached(config, classifier, later) is None:
             cuts.append(cut)
             epochs += later.epochs
-    task = Task(_source(job, data), pictures_of(data), tuple(cuts), epochs)
+    task = Task(_source(job), pictures_of(data), tuple(cuts), epochs)
     started = time.monotonic()
     try:
         if config.cache.mode == "auto" and not _pays(job, stage.name, task, store):
@@ -84,20 +83,21 @@ def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
     return bool(decided[stage])
 
 
-def val_features(job: Job) -> tuple[Tensor, int]:
-    """What the last stage's frozen blocks make of val, from the cache, and the block they go to."""
+def split_features(job: Job, split: str) -> tuple[list[Rows], int]:
+    """What the last stage's frozen blocks make of a split, and the block it goes to.
+
+    One entry for each view of `tta`. Raises OSError when the cache cannot hold them.
+    """
     cut = job.model.classifier.locate(job.config.stages[-1].train_from)
-    data = image_data(job)
+    seen = evaluation_pictures(image_data(job), split, job.config.tta)
     with closing(feature_store(job)) as store:
-        return features(store, _source(job, data), pictures_of(data)[0], [cut])[0].tensor, cut
+        return [features(store, _source(job), pictures, [cut])[0] for pictures in seen], cut
 
 
-def _source(job: Job, data: ImageData) -> Source:
+def _source(job: Job) -> Source:
     return Source(
         job.model.classifier,
         job.model.preprocess,
-        data.augment,
-        job.config.seed,
         device=_own_device(job),
         bf16=job.precision == "bf16-mixed",
         batch_size=job.config.data.batch_size,

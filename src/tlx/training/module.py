@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from tlx.errors import UserError
 from tlx.models.classifier import Classifier
 from tlx.models.outputs import predicted, sample_losses, target_classes
 from tlx.models.preprocess import Preprocess
 from tlx.specs import StageSpec
+from tlx.training.features import digest
 from tlx.training.optim import build_optimizer, build_scheduler
 
 Batch = tuple[
@@ -141,15 +144,36 @@ class StageModule(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What the running epoch has seen, so that its mean is whole after a resume."""
+        """What the running epoch has seen, so that its mean is whole after a resume.
+
+        Frozen parameters are left out: a stage begins with them whenever it begins.
+        """
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {
+            name: tensor for name, tensor in checkpoint["state_dict"].items() if name not in frozen
+        }
+        checkpoint["frozen"] = self._frozen_digest
         seen = torch.cat([torch.empty(0, 2), *(rows.cpu() for rows in self._train_seen)])
         if self.trainer.world_size > 1:
             seen = _gather(seen, self.trainer.world_size)
         checkpoint["train_seen"] = seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["frozen"] != self._frozen_digest:
+            raise UserError(
+                f"stage {self.stage.name} cannot go on: its frozen weights are not those it began "
+                "with. Restore the file of backbone.weights, or train anew in another folder."
+            )
+        checkpoint["state_dict"] |= self._frozen()
         seen = checkpoint["train_seen"]
         self._train_seen = [seen] if len(seen) and self.global_rank == 0 else []
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
+
+    @cached_property
+    def _frozen_digest(self) -> str:
+        return digest(self._frozen())
 
     def _steps(self) -> int:
         """The optimizer's steps in the whole stage."""

@@ -67,7 +67,10 @@ def read_manifest(config: Config) -> Manifest:
 
 def views(config: Config) -> int | None:
     """How many versions of a training image there are; None: a new one every epoch."""
-    return config.cache.views if Augment(**asdict(config.augment)).is_random else 1
+    augment, given = Augment(**asdict(config.augment)), config.cache.views
+    if mirrorings := augment.mirrorings:
+        return min(given or len(mirrorings), len(mirrorings))
+    return given if augment.is_random else 1
 
 
 def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> str | None:
