@@ -75,8 +75,13 @@ def test_a_stage_equals_a_plain_loop(image_folder, tmp_path, batches, settings):
         f"trainer.clip={values['clip']}",
         f"stage.scratch.l2_sp={values['strength']}",
     ]
-    train_stages(job(image_folder, tmp_path, *overrides))
-    last = torch.load(tmp_path / "checkpoints/scratch/last.ckpt", weights_only=True)["state_dict"]
+    run = job(image_folder, tmp_path, *overrides)
+    train_stages(run)
+    frozen = {f"classifier.{k}": v for k, v in run.model.classifier.state_dict().items()}
+    last = (
+        frozen
+        | torch.load(tmp_path / "checkpoints/scratch/last.ckpt", weights_only=True)["state_dict"]
+    )
     (tmp_path / "plain").mkdir()
     expected = plain_loop(job(image_folder, tmp_path / "plain", *overrides), batches, **settings)
     assert len(batches) >= 9

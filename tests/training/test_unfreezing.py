@@ -302,7 +302,8 @@ def trained(image_folder, tmp_path, *overrides):
     results = train_stages(job)
     last = tmp_path / "checkpoints" / results[-1].name / "last.ckpt"
     state = torch.load(last, weights_only=True)["state_dict"]
-    after = {name: state[f"classifier.{name}"] for name in before}
+    handed_over = job.model.classifier.state_dict()  # has what a checkpoint leaves out
+    after = {name: state.get(f"classifier.{name}", handed_over[name]) for name in before}
     return before, after, job, results
 
 
