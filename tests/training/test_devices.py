@@ -89,6 +89,49 @@ def test_processes_that_torchrun_starts_agree_bit_for_bit(image_folder, tmp_path
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2  # one a stage, from rank 0
 
 
+SHARING = """
+import os, sys, time
+from pathlib import Path
+from tlx.config import compose, parse
+from tlx.training import features, run
+from tlx.training.job import is_first_process, prepare
+
+folder, (features.PART_ROWS, wrote, forward) = Path(sys.argv[1]), (4, 0, features.Source.forward)
+
+def together(source, images, cuts):  # nobody is ready before the other one has begun
+    (folder / f"begun {is_first_process()}").touch()
+    while len(list(folder.glob("begun *"))) < 2:
+        time.sleep(0.01)
+    time.sleep(0.02)
+    global wrote
+    wrote += len(images)
+    return forward(source, images, cuts)
+
+job = prepare(parse(compose(sys.argv[2:])), folder)
+features.Source.forward = together
+results = run.train_stages(job)
+print("wrote", wrote, results[0].cached, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_extraction(image_folder, tmp_path):
+    script = tmp_path / "sharing.py"
+    script.write_text(SHARING)
+    settings = [*SETTINGS, "trainer=ddp", "trainer.devices=2", "cache=on",
+                f"data.root={image_folder}"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, script, tmp_path, *settings], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (int(n) for n in re.findall(r"wrote (\d+) True", done.stdout))
+    splits = [line.split(",")[2] for line in (tmp_path / "manifest.csv").read_text().splitlines()]
+    shapes = 2  # which each stage asks for with an image of its own, in both processes
+    assert first > shapes < second
+    assert first + second == 2 * shapes + splits.count("train") + splits.count("val")
+
+
 def test_batchnorm_is_synchronised_on_gpus_only():
     spec = parse(compose(["trainer=ddp", "trainer.sync_batchnorm=true"])).trainer
     with pytest.raises(UserError, match="sync_batchnorm=true needs GPUs"):

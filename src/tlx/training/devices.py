@@ -95,6 +95,17 @@ def _bf16_pays(device: torch.device) -> tuple[bool, str]:
     return fast, f"{'fast' if fast else 'no fast'} bf16 on this GPU"
 
 
+def start_processes(spec: TrainerSpec, folder: Path) -> None:
+    """Start a run's other processes, if nobody has yet: Lightning would in the first fit only.
+
+    So they share what comes before it, the features. Each runs the same command.
+    """
+    if process_count(spec) > 1:
+        launcher = build_trainer(spec, "32", folder).strategy.launcher
+        if launcher is not None:
+            launcher.launch(lambda: None)
+
+
 def build_trainer(spec: TrainerSpec, precision: str, folder: Path, **settings: Any) -> Trainer:
     """A Trainer that writes nothing by itself: checkpoints and logs are callbacks' work."""
     on_cpu = choose_device(spec.accelerator).type == "cpu"

@@ -175,10 +175,11 @@ class FeatureStore:
         for number, rows in list(pending.items()):
             part = Part(rows)
             opened.append(part)
-            free = [self._claim(entry, number, part) for entry in entries]
+            # all processes claim in one order: who has the first entry's part gets the others'
+            is_free = all(self._claim(entry, number, part) for entry in entries)
             if part.entries:
                 yield part
-            if all(free):
+            if is_free:
                 del pending[number]
 
     def _claim(self, entry: Entry, number: int, part: Part) -> bool:

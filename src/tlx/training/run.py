@@ -19,7 +19,7 @@ from tlx.models.folder import load_weights
 from tlx.specs import StageSpec
 from tlx.training.averaging import WeightAverage
 from tlx.training.checkpoints import STOP_SIGNALS, Checkpoints, resume_point
-from tlx.training.devices import build_trainer, choose_device
+from tlx.training.devices import build_trainer, choose_device, start_processes
 from tlx.training.drift import BatchNormDrift
 from tlx.training.inputs import feature_store, image_data, stage_features
 from tlx.training.job import Job
@@ -56,6 +56,8 @@ def train_stages(job: Job) -> list[StageResult]:
     return the classifier has those of the last stage. Raises `Interrupted` on a signal.
     """
     results: list[StageResult] = []
+    with _quiet():
+        start_processes(job.config.trainer, job.folder)
     data = image_data(job)
     with closing(feature_store(job)) as store:
         for index, stage in enumerate(job.config.stages):
