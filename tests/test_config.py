@@ -69,6 +69,10 @@ def test_zero_is_a_value():
         (["optimizer=adamm"], "unknown optimizer 'adamm'. Did you mean adam or adamw"),
         (["optimzer.lr=1"], "unknown key 'optimzer.lr'. Did you mean optimizer.lr"),
         (["stage.hed.epochs=1"], "unknown key 'stage.hed.epochs'. Did you mean stage.head.epochs"),
+        (
+            ["stage=head", "stage.top.epochs=1"],
+            "stage.top.epochs is not a key of this stage; leave it",
+        ),
         (["sead=1"], "unknown key 'sead'. Did you mean seed"),
         (["+data.rot=x"], "unknown key 'data.rot'. Did you mean data.root"),
         (["+experimnt.x=1"], "unknown key 'experimnt'"),

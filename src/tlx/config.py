@@ -300,8 +300,13 @@ class _readable_errors:  # noqa: N801
 def _explain(error: BaseException) -> UserError:
     text = str(error)
     if found := re.search(r"Could not override '([\w.@/-]+)'", text):
-        key = found[1]
-        return unknown("key", key, _nearby_keys(key))
+        key, near = found[1], _nearby_keys(found[1])
+        if key in near:  # as in stage=head stage.top.epochs=3
+            group = key.split(".")[0]
+            return UserError(
+                f"{key} is not a key of this {group}; leave it out, or choose another."
+            )
+        return unknown("key", key, near)
     if found := re.search(r"Could not find '([\w]+)/([\w.-]+)'", text):
         group, name = found[1], found[2]
         names = {p.stem for p in (conf_dir() / group).glob("*.yaml")}
