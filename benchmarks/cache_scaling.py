@@ -85,7 +85,7 @@ def read(views: list[Rows], images: ImageDataset) -> None:
 def measure(files: list[Path], n: int, arguments: dict[str, str]) -> dict[str, Any]:
     source = source_of(arguments["backbone"], int(arguments["size"]))
     pictures = repeated(files, n, source)
-    cut = len(source.classifier.groups) - 2
+    cut = (len(source.classifier.groups) - 2, 0)
     source.shapes  # noqa: B018 — the network has been used once before memory is measured
     size = int(arguments["size"])
     with torch.inference_mode():

@@ -400,6 +400,22 @@ def test_running_from_a_block_equals_running_all(name: str) -> None:
         backbone(images, start="nowhere")
 
 
+@pytest.mark.parametrize(
+    "name", ["vgg11", "resnet18", "shufflenet_v2_x0_5", "swin_t", "densenet121"]
+)
+def test_running_from_a_place_inside_a_block_equals_running_all(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(name).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert len(backbone.places) > len(backbone.blocks)
+    with torch.no_grad():
+        expected = backbone(x)
+        for place, path in backbone.places.items():
+            assert len(backbone.before(place)) == sum(place)
+            assert backbone.blocks.get_submodule(path) not in backbone.before(place)
+            assert torch.equal(backbone(backbone(x, 0, place), place), expected), path
+
+
 @pytest.mark.parametrize(("name", "channels"), [("convnext_tiny", 768), ("maxvit_t", 512)])
 def test_head_norm_changes_owner(name: str, channels: int) -> None:
     with torch.device("meta"):

@@ -29,6 +29,7 @@ from tlx.training.features import (
 from tlx.training.inputs import feature_store, image_data, split_features, stage_features
 from tlx.training.job import prepare
 from tlx.training.module import StageModule
+from tlx.training.plan import why_not_cached
 from tlx.training.run import train_stages
 
 MIRRORS = ["augment.horizontal_flip=true", "augment.vertical_flip=true"]
@@ -66,7 +67,9 @@ def source(run):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], LIGHT, MIXED], ids=["plain", "two views", "mixed, smoothed, weighted"]
+    "overrides",
+    [[], LIGHT, MIXED, ["stage.top.train_from=stage4.2.branch2"]],
+    ids=["plain", "two views", "mixed, smoothed, weighted", "cut inside a block"],
 )
 def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
     losses = {}
@@ -93,7 +96,8 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(job, tmp_path, monke
     pictures = pictures_of(data)[1]
     monkeypatch.setattr(cache, "PART_ROWS", 7)  # rounded up to two batches of 4
     whole = [
-        f.tensor.clone() for f in features(open_store(tmp_path / "one"), origin, pictures, [5, 4])
+        f.tensor.clone()
+        for f in features(open_store(tmp_path / "one"), origin, pictures, [(5, 0), (4, 0)])
     ]
     seen = []
     forward = Source.forward
@@ -108,16 +112,16 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(job, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Source, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
-            features(store, origin, pictures, [5, 4])
+            features(store, origin, pictures, [(5, 0), (4, 0)])
         store.close()
         del seen[:]
         seen.extend("ab")  # two more calls until the next end
         resumed = open_store(tmp_path / "two")
         with pytest.raises(KeyboardInterrupt):
-            features(resumed, origin, pictures, [5, 4])
+            features(resumed, origin, pictures, [(5, 0), (4, 0)])
         assert seen == ["a", "b", 4, 2]
         resumed.close()
-    found = features(open_store(tmp_path / "two"), origin, pictures, [5, 4])
+    found = features(open_store(tmp_path / "two"), origin, pictures, [(5, 0), (4, 0)])
     for rows, expected in zip(found, whole, strict=True):
         assert torch.equal(rows.tensor, expected)
 
@@ -126,7 +130,7 @@ def test_features_are_those_of_the_network(job, tmp_path, open_store):
     """Against a plain loop, and as the item that training reads."""
     data, origin = source(job(*LIGHT))
     pictures = pictures_of(data)[2]
-    (rows,) = features(open_store(tmp_path), origin, pictures, [3])
+    (rows,) = features(open_store(tmp_path), origin, pictures, [(3, 0)])
     backbone = origin.classifier.backbone
     assert len(rows.tensor) == 14
     for index in (0, 5, 13):
@@ -134,6 +138,19 @@ def test_features_are_those_of_the_network(job, tmp_path, open_store):
         with torch.no_grad():
             expected = backbone(origin.preprocess.normalize(image[None]), 0, 3)[0]
         torch.testing.assert_close(rows.tensor[index], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_place_inside_a_block_is_the_furthest_that_nothing_learns_before(job):
+    classifier = job().model.classifier
+    for train_from, cut in (
+        ("stem", (0, 0)), ("stem.maxpool", (0, 1)), ("stage4", (3, 0)), ("stage4.2", (3, 2)),
+        ("stage4.2.branch2.3", (3, 2)), ("head", (5, 0)), ("all", (0, 0)),
+    ):  # fmt: skip
+        assert classifier.cut(train_from) == cut
+    nothing = why_not_cached(
+        job().config, classifier, replace(job().config.stages[0], train_from="all")
+    )
+    assert nothing == "nothing before what learns is wholly frozen"
 
 
 def test_reading_keeps_few_pages_in_memory(tmp_path, open_store, monkeypatch):
@@ -179,11 +196,13 @@ def test_one_pass_serves_several_cuts(job, tmp_path, monkeypatch, open_store):
     monkeypatch.setattr(
         Source, "forward", lambda self, x, cuts: calls.append(len(x)) or forward(self, x, cuts)
     )
-    pooled, maps = features(store, origin, pictures_of(data)[1], [5, 4])
+    pooled, maps = features(store, origin, pictures_of(data)[1], [(5, 0), (4, 0)])
     assert calls == [1, 4, 4, 4, 2]  # a trial for the shapes, then 14 images once
     assert pooled.tensor.shape == (14, 1024, 1, 1)
     assert maps.tensor.shape == (14, 192, 1, 1)
-    assert torch.equal(features(store, origin, pictures_of(data)[1], [4])[0].tensor, maps.tensor)
+    assert torch.equal(
+        features(store, origin, pictures_of(data)[1], [(4, 0)])[0].tensor, maps.tensor
+    )
     assert len(calls) == 5
 
 
@@ -198,18 +217,20 @@ def test_whatever_the_features_depend_on_is_in_their_name(job, image_folder):
         with torch.no_grad():  # the weights follow the seed; here only the rest is looked at
             for parameter in origin.classifier.parameters():
                 parameter.fill_(0.5)
-        names += [fingerprint(origin, pictures, 5) for pictures in pictures_of(data)[1:]]
+        names += [fingerprint(origin, pictures, (5, 0)) for pictures in pictures_of(data)[1:]]
     assert len(set(names)) == len(names) == 4 + 5 * 2
     data, origin = source(job())
     val = pictures_of(data)[0]
-    before = fingerprint(origin, val, 5)
-    assert fingerprint(origin, val, 4) != before
-    assert fingerprint(replace(origin, bf16=True), val, 5) != before
+    before = fingerprint(origin, val, (5, 0))
+    assert fingerprint(origin, val, (4, 0)) != before
+    assert fingerprint(replace(origin, bf16=True), val, (5, 0)) != before
     with torch.no_grad():
         next(origin.classifier.head.parameters()).add_(1)
-        assert fingerprint(replace(origin), val, 5) == before  # the head comes after the features
+        assert (
+            fingerprint(replace(origin), val, (5, 0)) == before
+        )  # the head comes after the features
         next(origin.classifier.parameters()).add_(1e-3)
-    assert fingerprint(replace(origin), val, 5) != before
+    assert fingerprint(replace(origin), val, (5, 0)) != before
 
 
 def test_images_changed_on_disk_are_computed_again(job, image_folder, write_image):
@@ -219,7 +240,7 @@ def test_images_changed_on_disk_are_computed_again(job, image_folder, write_imag
     for colour in ((30, 60, 220), (31, 60, 220)):
         write_image(image_folder / "blue/0.png", colour)
         data, origin = source(job(folder=f"run {colour}"))
-        entries += [[entry_of(origin, p, 5).name for p in pictures_of(data)]]
+        entries += [[entry_of(origin, p, (5, 0)).name for p in pictures_of(data)]]
     changed = [a != b for a, b in zip(*entries, strict=True)]
     split = {s.path: s.split for s in data.manifest.samples}["blue/0.png"]
     assert changed == [split == "val", split == "train"]
@@ -228,9 +249,9 @@ def test_images_changed_on_disk_are_computed_again(job, image_folder, write_imag
 def test_another_format_is_another_name_and_is_cleared(job, tmp_path, monkeypatch, open_store):
     data, origin = source(job())
     store = open_store(tmp_path / "features")
-    features(store, origin, pictures_of(data)[0], [5])
+    features(store, origin, pictures_of(data)[0], [(5, 0)])
     monkeypatch.setattr(cache, "FORMAT", 99)
-    features(store, origin, pictures_of(data)[0], [5])
+    features(store, origin, pictures_of(data)[0], [(5, 0)])
     assert {item.about["format"] for item in contents(tmp_path / "features")} == {2}
     assert len(contents(tmp_path / "features")) == 2
 
@@ -238,13 +259,13 @@ def test_another_format_is_another_name_and_is_cleared(job, tmp_path, monkeypatc
 def test_mixed_features_depend_on_every_image_that_may_be_a_partner(job):
     data, origin = source(job(*MIXED))
     train = pictures_of(data)[1]
-    before = fingerprint(origin, train, 5)
+    before = fingerprint(origin, train, (5, 0))
     other = replace(
         train, samples=[*train.samples[:-1], replace(train.samples[-1], sha256="0" * 64)]
     )
-    assert fingerprint(origin, other, 5) != before
+    assert fingerprint(origin, other, (5, 0)) != before
     train.dataset.keys = [*train.dataset.keys[:-1], 0]  # as another path would have it
-    assert fingerprint(origin, replace(train), 5) != before
+    assert fingerprint(origin, replace(train), (5, 0)) != before
 
 
 def test_mirror_images_are_the_same_for_every_seed(job):
@@ -258,7 +279,7 @@ def test_mirror_images_are_the_same_for_every_seed(job):
             for parameter in origin.classifier.parameters():
                 parameter.fill_(0.5)
         seen = [*pictures_of(data), *evaluation_pictures(data, "test", 4)]
-        found.append([fingerprint(origin, pictures, 5) for pictures in seen])
+        found.append([fingerprint(origin, pictures, (5, 0)) for pictures in seen])
     assert found[0] == found[1]
     assert len(set(found[0])) == 1 + 4 + 4
 
@@ -326,6 +347,6 @@ def test_a_folder_that_fails_is_no_cache_and_the_run_goes_on(
 
 def test_features_of_a_split_are_those_before_the_last_stage_for_every_view(job):
     views, cut = split_features(job("tta=4", *MIRRORS), "val")
-    assert (cut, [rows.tensor.shape for rows in views]) == (4, [(5, 192, 1, 1)] * 4)
+    assert (cut, [rows.tensor.shape for rows in views]) == ((4, 0), [(5, 192, 1, 1)] * 4)
     for rows in views[1:]:
         assert not torch.equal(rows.tensor, views[0].tensor)

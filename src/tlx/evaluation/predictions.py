@@ -13,6 +13,7 @@ from tlx.data.datasets import Rows
 from tlx.data.loaders import prediction_loader
 from tlx.data.tta import tta_augment
 from tlx.errors import UserError
+from tlx.models.backbones import Place
 from tlx.models.folder import SavedModel
 from tlx.models.outputs import probabilities
 
@@ -45,7 +46,7 @@ def predict(model: SavedModel, files: Sequence[Path], compute: Compute) -> NDArr
 
 
 def predict_features(
-    model: SavedModel, views: Sequence[Rows], start: int, compute: Compute
+    model: SavedModel, views: Sequence[Rows], start: Place, compute: Compute
 ) -> NDArray[np.float64]:
     """The same probabilities from what the blocks before `start` make of the images' views."""
     return _finite(_mean(_of_features(model, rows, start, compute) for rows in views))
@@ -59,7 +60,7 @@ def _mean(views: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _of_features(
-    model: SavedModel, features: Rows, start: int, compute: Compute
+    model: SavedModel, features: Rows, start: Place, compute: Compute
 ) -> NDArray[np.float64]:
     classifier, device = model.classifier.to(compute.device).eval(), compute.device
     rows = []

@@ -5,7 +5,7 @@ import re
 import textwrap
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -21,6 +21,19 @@ from tlx.models.families import Family, adapter
 
 NATIVE_SIZE = 224  # pixels; for which torchvision builds networks of a fixed size
 _POSITIONS = "encoder.pos_embedding"  # ViT's, (1, 1 + patches, C)
+
+
+# a block's index, and how many of its layers come before, where it is a plain sequence of such
+Place = tuple[int, int]
+
+
+def layers(block: nn.Module) -> list[nn.Module]:
+    """What a block runs one after the other; empty if there is more to it."""
+    return list(block) if type(block) is nn.Sequential else []
+
+
+def _place(start: int | Place) -> Place:
+    return (start, 0) if isinstance(start, int) else start
 
 
 class Backbone(nn.Module):
@@ -60,12 +73,41 @@ class Backbone(nn.Module):
             raise errors.unknown(f"block of {self.name}", block, self.block_names)
         return self.block_names.index(block)
 
-    def forward(self, x: Tensor, start: int | str = 0, stop: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, start: int | str | Place = 0, stop: int | Place | None = None
+    ) -> Tensor:
         """Run the blocks from `start` up to, not including, `stop` on what `start` takes in."""
         first = self.block_index(start) if isinstance(start, str) else start
-        for block in list(self.blocks)[first:stop]:
-            x = block(x)
+        last = len(self.blocks) if stop is None else stop
+        for module in self._between(_place(first), _place(last)):
+            x = module(x)
         return x
+
+    def _between(self, start: Place, stop: Place) -> Iterator[nn.Module]:
+        """Blocks, and of those at either end, if need be, some layers."""
+        for index, block in enumerate(self.blocks):
+            begin = start[1] if index == start[0] else 0
+            end = stop[1] if index == stop[0] else None
+            if not start[0] <= index <= stop[0] or end == 0:
+                continue
+            if begin == 0 and end is None:
+                yield block
+            else:
+                yield from layers(block)[begin:end]
+
+    def before(self, place: Place) -> list[nn.Module]:
+        """The blocks before it, and the layers of its own block."""
+        return list(self._between((0, 0), place))
+
+    @property
+    def places(self) -> dict[Place, str]:
+        """Where the network can be cut, in order, and the path of what follows."""
+        found = {}
+        for index, (name, block) in enumerate(self.blocks.named_children()):
+            found[index, 0] = name
+            inner = list(dict(block.named_children())) if layers(block) else []
+            found |= {(index, n): f"{name}.{inner[n]}" for n in range(1, len(inner))}
+        return found
 
     def take_head_norm(self) -> nn.Module | None:
         """Hand the norm over to a head: afterwards it is no longer part of the backbone."""

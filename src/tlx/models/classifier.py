@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlx import errors
-from tlx.models.backbones import Backbone
+from tlx.models.backbones import Backbone, Place, layers
 from tlx.models.heads import Head
 
 HEAD = "head"
@@ -21,17 +21,20 @@ class Boundary:
     """Where learning starts: at `path`, in the layer group of index `group`.
 
     `path` is the group's name, followed by a module's inside it where learning starts there:
-    `layer4` or `layer4.1.conv2`. So `group` is also how many layer groups are wholly frozen.
+    `layer4` or `layer4.1.conv2`. So `group` is also how many layer groups are wholly frozen, and
+    of the next one `layers` are, where it is a plain sequence of such.
     """
 
     group: int
     path: str
+    layers: int = 0
 
 
 class Classifier(nn.Module):
     """Images (B, 3, H, W), or what block `start` takes in, to logits (B, num_outputs).
 
-    `start=len(backbone.blocks)` takes the backbone's features, pooled or not.
+    `start` may lie inside a block (see `Place`); `start=len(backbone.blocks)` takes the backbone's
+    features, pooled or not.
     """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
@@ -49,7 +52,7 @@ class Classifier(nn.Module):
             if isinstance(module, _BatchNorm)
         }
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int | Place = 0) -> Tensor:
         logits: Tensor = self.head(self.backbone(x, start))
         return logits
 
@@ -67,6 +70,11 @@ class Classifier(nn.Module):
     def locate(self, train_from: str) -> int:
         """The index of the first layer group that learns, if only from a module inside it on."""
         return self.boundary(train_from).group
+
+    def cut(self, train_from: str) -> Place:
+        """The last place with nothing before it that learns: up to it features can be cached."""
+        found = self.boundary(train_from)
+        return found.group, found.layers
 
     def boundary(self, train_from: str) -> Boundary:
         """Where learning starts.
@@ -88,7 +96,10 @@ class Classifier(nn.Module):
         paths = [path for path, _ in self.groups[name].named_modules(prefix=name)]
         if path not in paths:
             raise errors.unknown("train_from", train_from, paths)
-        return Boundary(names.index(name), path)
+        children = [child for child, _ in self.groups[name].named_children()]
+        inside = path.split(".")[1:2]
+        frozen = children.index(inside[0]) if inside and layers(self.groups[name]) else 0
+        return Boundary(names.index(name), path, frozen)
 
     def _spelled_out(self, train_from: str) -> str:
         if train_from == ALL:

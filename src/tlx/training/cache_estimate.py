@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tlx.models.backbones import Place
 from tlx.training.feature_store import FeatureStore
 from tlx.training.features import Pictures, Source, entry_of
 
@@ -23,7 +24,7 @@ class Task:
 
     source: Source
     pictures: Sequence[Pictures]
-    cuts: tuple[int, ...]
+    cuts: tuple[Place, ...]
     epochs: int
 
 

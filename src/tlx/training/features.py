@@ -12,7 +12,7 @@ import logging
 import mmap
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from math import ceil, prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tlx
@@ -29,7 +29,8 @@ from tlx.data.datasets import ImageDataset, Item
 from tlx.data.loaders import auto_workers, prediction_dataset
 from tlx.data.manifest import Sample
 from tlx.data.tta import tta_augment
-from tlx.models.classifier import Classifier
+from tlx.models.backbones import Place
+from tlx.models.classifier import HEAD, Classifier
 from tlx.models.preprocess import Preprocess
 from tlx.training.feature_store import FORMAT, Entry, FeatureStore, Part
 
@@ -48,46 +49,53 @@ class Source:
     device: torch.device
     bf16: bool
     batch_size: int
+    known: dict[nn.Module, tuple[str, str]] = field(init=False, default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.bf16 else torch.float32
 
     @cached_property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of one image's features before each cut from the first block on."""
+    def cuts(self) -> dict[Place, str]:
+        """Where the network can be cut, and the path of what follows; the head is last."""
+        backbone = self.classifier.backbone
+        return {**backbone.places, (len(backbone.blocks), 0): HEAD}
+
+    @cached_property
+    def shapes(self) -> dict[Place, tuple[int, ...]]:
+        """Of one image's features before each cut but the first."""
         size = self.preprocess.image_size
         black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-        cuts = range(1, len(self.classifier.groups))
         self.classifier.to(self.device).eval()
         with torch.inference_mode():
-            return [(), *(tuple(f.shape[1:]) for f in self.forward(black, cuts).values())]
+            found = self.forward(black, list(self.cuts)[1:])
+        return {cut: tuple(features.shape[1:]) for cut, features in found.items()}
 
-    @cached_property
-    def layers(self) -> list[str]:
-        """Each block as PyTorch prints it."""
-        return [repr(block) for block in self.classifier.backbone.blocks]
+    def modules(self, cut: Place) -> list[tuple[str, str]]:
+        """Each one before the cut, as PyTorch prints it and as a checksum of its weights."""
+        modules = self.classifier.backbone.before(cut)
+        for module in modules:
+            if module not in self.known:
+                self.known[module] = repr(module), digest(module.state_dict())
+        return [self.known[module] for module in modules]
 
-    @cached_property
-    def weights(self) -> list[str]:
-        """A checksum of each block."""
-        return [digest(block.state_dict()) for block in self.classifier.backbone.blocks]
-
-    def row_bytes(self, cut: int) -> int:
+    def row_bytes(self, cut: Place) -> int:
         return prod(self.shapes[cut]) * self.dtype.itemsize
 
-    def forward(self, images: Tensor, cuts: Sequence[int]) -> dict[int, Tensor]:
+    def forward(self, images: Tensor, cuts: Sequence[Place]) -> dict[Place, Tensor]:
         """The features before each cut, of uint8 images (B, 3, H, W); pooled before the head."""
         backbone, head = self.classifier.backbone, self.classifier.head
         x = self.preprocess.normalize(images.to(self.device))
         if backbone.is_convolutional:
             x = x.contiguous(memory_format=torch.channels_last)
-        found, at = {}, 0
+        found, at = {}, (0, 0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             for cut in sorted(set(cuts)):
                 x = backbone(x, at, cut)
                 at = cut
-                found[cut] = head.pool(x) if cut == len(backbone.blocks) else x
+                found[cut] = head.pool(x) if self.cuts[cut] == HEAD else x
+                if cut[1]:
+                    x = x.clone()  # what follows inside a block may work in place
         return found
 
 
@@ -177,7 +185,7 @@ def evaluation_pictures(data: ImageData, split: str, views: int) -> list[Picture
 
 
 def features(
-    store: FeatureStore, source: Source, pictures: Pictures, cuts: Sequence[int]
+    store: FeatureStore, source: Source, pictures: Pictures, cuts: Sequence[Place]
 ) -> list[Rows]:
     """What comes before each cut, computed where missing: one pass through the network for all.
 
@@ -192,7 +200,7 @@ def features(
     return [Rows(store, entries[cut], source.shapes[cut], source.dtype) for cut in cuts]
 
 
-def entry_of(source: Source, pictures: Pictures, cut: int) -> Entry:
+def entry_of(source: Source, pictures: Pictures, cut: Place) -> Entry:
     return Entry(
         fingerprint(source, pictures, cut),
         rows=len(pictures.samples),
@@ -200,7 +208,7 @@ def entry_of(source: Source, pictures: Pictures, cut: int) -> Entry:
         part_rows=source.batch_size * ceil(PART_ROWS / source.batch_size),
         about={
             "backbone": source.classifier.backbone.name,
-            "before": list(source.classifier.groups)[cut],
+            "before": source.cuts[cut],
             "split": pictures.split,
             "images": len(pictures.samples),
             "view": pictures.view,
@@ -213,16 +221,16 @@ def entry_of(source: Source, pictures: Pictures, cut: int) -> Entry:
     )
 
 
-def fingerprint(source: Source, pictures: Pictures, cut: int) -> str:
+def fingerprint(source: Source, pictures: Pictures, cut: Place) -> str:
     """40 hex digits of all that the features before `cut` depend on."""
-    classifier = source.classifier
+    modules = source.modules(cut)
     description = {
         "format": FORMAT,
         "made by": [torch.__version__, version("torchvision"), version("pillow")],
-        "backbone": source.layers[:cut],
-        "weights": source.weights[:cut],
-        "cut": list(classifier.groups)[cut],
-        "pool": repr(classifier.head.pool) if cut == len(classifier.groups) - 1 else None,
+        "backbone": [printed for printed, _ in modules],
+        "weights": [weights for _, weights in modules],
+        "cut": source.cuts[cut],
+        "pool": repr(source.classifier.head.pool) if source.cuts[cut] == HEAD else None,
         "dtype": str(source.dtype),
         "device": source.device.type,
         "batch_size": source.batch_size,
@@ -244,7 +252,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _compute(
-    source: Source, pictures: Pictures, cuts: Mapping[Entry, int], parts: Iterator[Part]
+    source: Source, pictures: Pictures, cuts: Mapping[Entry, Place], parts: Iterator[Part]
 ) -> None:
     """One pass over the parts, which are claimed as the loader asks for their images."""
     asked: deque[tuple[Part, bool]] = deque()

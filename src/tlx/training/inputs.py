@@ -17,6 +17,7 @@ from tlx.data.decoded import DecodeCache
 from tlx.data.targets import TargetPolicy
 from tlx.errors import UserError
 from tlx.files import cache_dir, write_json
+from tlx.models.backbones import Place
 from tlx.training.cache_estimate import Task, pays
 from tlx.training.devices import choose_device, process_count
 from tlx.training.feature_store import FeatureStore
@@ -46,10 +47,10 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     if (reason := why_not_cached(config, classifier, stage)) is not None:
         log.info("No cache in stage %s: %s.", stage.name, reason)
         return None
-    mine = classifier.locate(stage.train_from)
+    mine = classifier.cut(stage.train_from)
     cuts, epochs = [], 0
     for later in config.stages[index:]:
-        cut = classifier.locate(later.train_from)
+        cut = classifier.cut(later.train_from)
         if cut <= mine and why_not_cached(config, classifier, later) is None:
             cuts.append(cut)
             epochs += later.epochs
@@ -83,12 +84,12 @@ def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
     return bool(decided[stage])
 
 
-def split_features(job: Job, split: str) -> tuple[list[Rows], int]:
+def split_features(job: Job, split: str) -> tuple[list[Rows], Place]:
     """What the last stage's frozen blocks make of a split, and the block it goes to.
 
     One entry for each view of `tta`. Raises OSError when the cache cannot hold them.
     """
-    cut = job.model.classifier.locate(job.config.stages[-1].train_from)
+    cut = job.model.classifier.cut(job.config.stages[-1].train_from)
     seen = evaluation_pictures(image_data(job), split, job.config.tta)
     with closing(feature_store(job)) as store:
         return [features(store, _source(job), pictures, [cut])[0] for pictures in seen], cut

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tlx.errors import UserError
+from tlx.models.backbones import Place
 from tlx.models.classifier import Classifier
 from tlx.models.outputs import predicted, sample_losses, target_classes
 from tlx.models.preprocess import Preprocess
@@ -39,7 +40,7 @@ class StageModule(LightningModule):
         stage: StageSpec,
         *,
         seed: int,
-        start: int = 0,
+        start: int | Place = 0,
         compiled: bool = False,
     ) -> None:
         """`start`: the block at which the data come in; 0 for images.

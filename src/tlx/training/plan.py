@@ -75,10 +75,10 @@ def views(config: Config) -> int | None:
 
 def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> str | None:
     """Why the stage's frozen blocks cannot be computed ahead of it; None if they can."""
-    cut = classifier.locate(stage.train_from)
-    if cut == 0:
-        return "no block is wholly frozen"
-    if stage.batchnorm != "frozen" and has_batchnorm(classifier.backbone.blocks[:cut]):
+    frozen = classifier.backbone.before(classifier.cut(stage.train_from))
+    if not frozen:
+        return "nothing before what learns is wholly frozen"
+    if stage.batchnorm != "frozen" and any(has_batchnorm(module) for module in frozen):
         return f"stage.{stage.name}.batchnorm={stage.batchnorm} lets frozen blocks change"
     if views(config) is None:
         return "augmentation draws a new view every epoch (cache.views=4 would have four)"

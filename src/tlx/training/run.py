@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tlx.data.datamodule import ImageData
 from tlx.files import write_json
+from tlx.models.backbones import Place
 from tlx.models.classifier import parameter_table
 from tlx.models.folder import load_weights
 from tlx.specs import StageSpec
@@ -89,7 +90,7 @@ def _train_stage(
     log.info("Stage %s: learns from %s on, %s of %s parameters.", stage.name, first,
              f"{trainable:,}", f"{total:,}")  # fmt: skip
     cached = data.features is not None
-    start = classifier.locate(stage.train_from) if cached else 0
+    start: int | Place = classifier.cut(stage.train_from) if cached else 0
     if stage.find_lr:
         stage = find_rate(stage, place, lambda: _sweep(job, stage, data, start))
     average = WeightAverage(classifier, stage.ema) if stage.ema is not None else None
@@ -159,7 +160,7 @@ def _epochs_after(job: Job, stage: StageSpec) -> int:
     return sum(min(s.epochs, job.config.trainer.limit_epochs or s.epochs) for s in later)
 
 
-def _sweep(job: Job, stage: StageSpec, data: ImageData, start: int) -> Sweep:
+def _sweep(job: Job, stage: StageSpec, data: ImageData, start: int | Place) -> Sweep:
     return sweep(
         StageModule(
             job.model.classifier, job.model.preprocess, stage, seed=job.config.seed, start=start
