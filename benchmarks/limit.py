@@ -65,6 +65,7 @@ def main() -> None:
     images = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         features = frozen(images).contiguous(memory_format=torch.channels_last)
+        features = features.to(torch.bfloat16) if bf16 else features
         before, after = operations(frozen, images), operations(block, features)
 
     def prefix() -> None:

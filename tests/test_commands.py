@@ -1,6 +1,7 @@
 """The real commands, from a folder of images to a run and what can be done with it."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from sklearn.metrics import f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tlx import evaluate, predict, summary, train
+from tlx.evaluation import results
 from tlx.models.backbones import build_backbone
 
 SMALL = [
@@ -200,14 +202,37 @@ def test_cached_features_give_the_predictions_that_images_give(finished):
         assert (finished / f"predictions/{split}.csv").read_bytes() == before
 
 
-def test_so_do_those_of_mirror_images(image_folder, tmp_path, monkeypatch):
-    mirrors = ["tta=4", "augment.horizontal_flip=true", "augment.vertical_flip=true"]
+def test_so_do_those_of_mirror_images_cut_inside_a_block(image_folder, tmp_path, monkeypatch):
+    mirrors = [
+        "cache=on",
+        "stage.top.train_from=stage4.2",
+        "tta=4",
+        "augment.horizontal_flip=true",
+        "augment.vertical_flip=true",
+    ]
     run_train(
         monkeypatch, *SMALL, *mirrors, f"data.root={image_folder}", f"hydra.run.dir={tmp_path}/run"
     )
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["stages"][-1]["cached"]
     before = (tmp_path / "run/predictions/test.csv").read_bytes()
     evaluate.main([f"run={tmp_path}/run", "split=test"])
     assert (tmp_path / "run/predictions/test.csv").read_bytes() == before
+
+
+def test_a_cache_that_cannot_hold_a_split_is_done_without(
+    trained, image_folder, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "split_features", full)
+    run_train(monkeypatch, *SMALL, f"data.root={image_folder}", f"hydra.run.dir={tmp_path}/run")
+    for split in ("val", "test"):
+        assert (
+            f"The cache cannot hold {split}: [Errno 28]" in (tmp_path / "run/train.log").read_text()
+        )
+        found = (tmp_path / f"run/predictions/{split}.csv").read_bytes()
+        assert found == (trained[0] / f"predictions/{split}.csv").read_bytes()
 
 
 def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatch):

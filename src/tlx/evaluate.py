@@ -92,7 +92,8 @@ def _complete(config: Config, run: Path, *, with_test: bool) -> None:
             )
         stages = train_stages(job)  # all are done: this reads their weights
         started = time.monotonic() - sum(stage.seconds for stage in stages)
-        conclude(job, stages, started=started, with_test=with_test, report="full")
+        if job.is_first_process:
+            conclude(job, stages, started=started, with_test=with_test, report="full")
 
 
 if __name__ == "__main__":

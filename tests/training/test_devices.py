@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from tlx.config import compose, parse
 from tlx.errors import UserError
 from tlx.training import devices
+from tlx.training import run as run_module
+from tlx.training.job import prepare
+from tlx.training.run import train_stages
 
 SETTINGS = [
     "backbone=squeezenet1_1", "backbone.weights=null", "data=folder", "data.image_size=48",
@@ -127,7 +130,7 @@ def test_processes_share_the_extraction(image_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (int(n) for n in re.findall(r"wrote (\d+) True", done.stdout))
     splits = [line.split(",")[2] for line in (tmp_path / "manifest.csv").read_text().splitlines()]
-    shapes = 2  # which each stage asks for with an image of its own, in both processes
+    shapes = 2 + 1  # of the first and of the second stage, in both processes
     assert first > shapes < second
     assert first + second == 2 * shapes + splits.count("train") + splits.count("val")
 
@@ -136,3 +139,14 @@ def test_batchnorm_is_synchronised_on_gpus_only():
     spec = parse(compose(["trainer=ddp", "trainer.sync_batchnorm=true"])).trainer
     with pytest.raises(UserError, match="sync_batchnorm=true needs GPUs"):
         devices.check_devices(spec)
+
+
+def test_no_process_is_started_where_nothing_is_left_to_train(image_folder, tmp_path, monkeypatch):
+    settings = [*SETTINGS, "trainer=cpu", f"data.root={image_folder}"]
+    run = prepare(parse(compose(settings)), tmp_path)
+    started = []
+    monkeypatch.setattr(run_module, "start_processes", lambda *_: started.append(1))
+    results = train_stages(run)
+    assert len(started) == 2
+    assert train_stages(run) == results
+    assert len(started) == 2

@@ -220,6 +220,7 @@ def test_room_is_made_of_what_is_unused_and_tlxs(tmp_path, open_store):
     used.close()
     with pytest.raises(OSError, match=r"0\.0 GB are needed"):
         fill(open_store(600), [A])
+    assert B.name in {item.path.name for item in contents(tmp_path)}  # it would not have helped
 
 
 def test_an_entry_says_what_it_is_and_its_checksums_find_one_changed_bit(tmp_path, open_store):

@@ -13,6 +13,8 @@ import torch
 
 from tlx.config import compose, parse
 from tlx.errors import UserError
+from tlx.models.folder import Architecture, build_classifier
+from tlx.models.preprocess import Preprocess
 from tlx.training import cache_estimate
 from tlx.training import features as cache
 from tlx.training.cache_folder import contents
@@ -21,12 +23,17 @@ from tlx.training.features import (
     Rows,
     Source,
     entry_of,
-    evaluation_pictures,
     features,
     fingerprint,
     pictures_of,
 )
-from tlx.training.inputs import feature_store, image_data, split_features, stage_features
+from tlx.training.inputs import (
+    evaluation_pictures,
+    feature_store,
+    image_data,
+    split_features,
+    stage_features,
+)
 from tlx.training.job import prepare
 from tlx.training.module import StageModule
 from tlx.training.plan import why_not_cached
@@ -140,6 +147,19 @@ def test_features_are_those_of_the_network(job, tmp_path, open_store):
         torch.testing.assert_close(rows.tensor[index], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_what_follows_a_cut_in_place_leaves_its_features_alone():
+    preprocess = Preprocess.for_weights("vgg11", None, image_size=32)
+    torch.manual_seed(0)
+    classifier = build_classifier(Architecture("vgg11", 32, 2, "avg", (), "relu", 0.0)).eval()
+    origin = Source(classifier, preprocess, torch.device("cpu"), bf16=False, batch_size=2)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        found = origin.forward(images, [(4, 1), (5, 0)])[4, 1]
+        expected = classifier.backbone(preprocess.normalize(images), 0, (4, 1))
+    torch.testing.assert_close(found, expected)
+    assert found.min() < 0  # a ReLU comes next
+
+
 def test_a_place_inside_a_block_is_the_furthest_that_nothing_learns_before(job):
     classifier = job().model.classifier
     for train_from, cut in (
@@ -197,13 +217,13 @@ def test_one_pass_serves_several_cuts(job, tmp_path, monkeypatch, open_store):
         Source, "forward", lambda self, x, cuts: calls.append(len(x)) or forward(self, x, cuts)
     )
     pooled, maps = features(store, origin, pictures_of(data)[1], [(5, 0), (4, 0)])
-    assert calls == [1, 4, 4, 4, 2]  # a trial for the shapes, then 14 images once
+    assert calls == [1, 1, 4, 4, 4, 2]  # a trial for each shape, then 14 images once
     assert pooled.tensor.shape == (14, 1024, 1, 1)
     assert maps.tensor.shape == (14, 192, 1, 1)
     assert torch.equal(
         features(store, origin, pictures_of(data)[1], [(4, 0)])[0].tensor, maps.tensor
     )
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_whatever_the_features_depend_on_is_in_their_name(job, image_folder):
@@ -272,13 +292,13 @@ def test_mirror_images_are_the_same_for_every_seed(job):
     """With one split, so are their features: the second seed finds the first one's."""
     found = []
     for seed in (0, 1):
-        run = job(f"seed={seed}", "data.split_seed=0", *MIRRORS, folder=f"run {seed}")
+        run = job(f"seed={seed}", "data.split_seed=0", "tta=4", *MIRRORS, folder=f"run {seed}")
         data, origin = source(run)
         assert len(pictures_of(data)) == 1 + 4
         with torch.no_grad():  # the weights follow the seed
             for parameter in origin.classifier.parameters():
                 parameter.fill_(0.5)
-        seen = [*pictures_of(data), *evaluation_pictures(data, "test", 4)]
+        seen = [*pictures_of(data), *evaluation_pictures(run, "test")]
         found.append([fingerprint(origin, pictures, (5, 0)) for pictures in seen])
     assert found[0] == found[1]
     assert len(set(found[0])) == 1 + 4 + 4

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class Augment:
         """Whether a view can differ from the image."""
         return replace(self, **_INERT) != Augment()
 
-    @property
+    @cached_property
     def mirrorings(self) -> tuple[tuple[bool, bool], ...]:
         """Where views are mirror images and nothing else: all there are, the image itself first.
 

@@ -24,8 +24,8 @@ def kept_features(classifier: Classifier, path: Path, *, limit: int) -> Iterator
         wanted = limit - sum(len(part) for part in rows)
         if wanted > 0:
             features = inputs[0][:wanted]
-            pooled = features.mean(dim=(2, 3)) if features.dim() == 4 else features[:, 0]
-            rows.append(pooled.detach().float().cpu())
+            pooled = {4: lambda f: f.mean(dim=(2, 3)), 3: lambda f: f[:, 0], 2: lambda f: f}
+            rows.append(pooled[features.dim()](features).detach().float().cpu())
 
     hook = classifier.head.register_forward_pre_hook(take)
     try:

@@ -22,8 +22,8 @@ from tlx.models.outputs import probabilities
 class Compute:
     """How predictions are computed.
 
-    They are averages over `tta` views: the image itself, and draws of `augment` from `seed` that
-    are the same for every image (see `tta_augment`).
+    They are averages over `tta` views: the image itself, and views of `augment` that are the same
+    for every image (see `tta_augment`).
     """
 
     device: torch.device

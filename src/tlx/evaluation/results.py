@@ -50,7 +50,7 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
         features = job.folder / "predictions" / f"{split}_features.npy"
         most = min(MOST_POINTS, len(samples[split]))  # with tta the first view alone
         with kept_features(job.model.classifier, features, limit=most):
-            cached = stages[-1].cached if stages and samples[split] and end is None else False
+            cached = bool(stages and samples[split]) and end is None and stages[-1].cached
             shown = _from_cache(job, split, compute) if cached else None
             if shown is None:
                 root = job.manifest.root
@@ -74,7 +74,7 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
 
 
 def _from_cache(job: Job, split: str, compute: Compute) -> NDArray[np.float64] | None:
-    """What `probabilities_of` would find, where the last stage's frozen blocks are cached.
+    """What `probabilities_of` would find, up to bf16's rounding, from what frozen blocks gave.
 
     Val has passed them already; other seeds and heads find test there too.
     """

@@ -23,13 +23,15 @@ NATIVE_SIZE = 224  # pixels; for which torchvision builds networks of a fixed si
 _POSITIONS = "encoder.pos_embedding"  # ViT's, (1, 1 + patches, C)
 
 
-# a block's index, and how many of its layers come before, where it is a plain sequence of such
+# (b, n): before layer n of block b; n is 0 unless the block is a plain sequence of layers
 Place = tuple[int, int]
 
 
-def layers(block: nn.Module) -> list[nn.Module]:
-    """What a block runs one after the other; empty if there is more to it."""
-    return list(block) if type(block) is nn.Sequential else []
+def layers(block: nn.Module) -> dict[str, nn.Module]:
+    """What a block runs one after the other, by name; empty if there is more to it."""
+    if type(block) is not nn.Sequential:
+        return {}
+    return {name: layer for name, layer in block._modules.items() if layer is not None}
 
 
 def _place(start: int | Place) -> Place:
@@ -85,15 +87,14 @@ class Backbone(nn.Module):
 
     def _between(self, start: Place, stop: Place) -> Iterator[nn.Module]:
         """Blocks, and of those at either end, if need be, some layers."""
-        for index, block in enumerate(self.blocks):
+        for index in range(start[0], min(stop[0] + 1, len(self.blocks))):
+            block = self.blocks[index]
             begin = start[1] if index == start[0] else 0
             end = stop[1] if index == stop[0] else None
-            if not start[0] <= index <= stop[0] or end == 0:
-                continue
             if begin == 0 and end is None:
                 yield block
             else:
-                yield from layers(block)[begin:end]
+                yield from list(layers(block).values())[begin:end]
 
     def before(self, place: Place) -> list[nn.Module]:
         """The blocks before it, and the layers of its own block."""
@@ -105,8 +106,7 @@ class Backbone(nn.Module):
         found = {}
         for index, (name, block) in enumerate(self.blocks.named_children()):
             found[index, 0] = name
-            inner = list(dict(block.named_children())) if layers(block) else []
-            found |= {(index, n): f"{name}.{inner[n]}" for n in range(1, len(inner))}
+            found |= {(index, n): f"{name}.{layer}" for n, layer in enumerate(layers(block)) if n}
         return found
 
     def take_head_norm(self) -> nn.Module | None:

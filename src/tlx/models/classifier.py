@@ -96,10 +96,8 @@ class Classifier(nn.Module):
         paths = [path for path, _ in self.groups[name].named_modules(prefix=name)]
         if path not in paths:
             raise errors.unknown("train_from", train_from, paths)
-        children = [child for child, _ in self.groups[name].named_children()]
-        inside = path.split(".")[1:2]
-        frozen = children.index(inside[0]) if inside and layers(self.groups[name]) else 0
-        return Boundary(names.index(name), path, frozen)
+        inside, own = path.split(".")[1:2], list(layers(self.groups[name]))
+        return Boundary(names.index(name), path, own.index(inside[0]) if inside and own else 0)
 
     def _spelled_out(self, train_from: str) -> str:
         if train_from == ALL:

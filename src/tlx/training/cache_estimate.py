@@ -32,13 +32,16 @@ def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
     """Log the estimate. Without `measure` only the passes through the frozen blocks are counted."""
     views = len(task.pictures) - 1
     counts = f"{task.epochs} epochs over {views} view{'s' * (views > 1)} of each image"
+    entries = [entry_of(task.source, p, cut) for p in task.pictures for cut in set(task.cuts)]
+    missing = sum(entry.bytes for entry in entries if not store.hold(entry))
+    if not missing:
+        log.info("Cache: %s, whose features are there.", counts)
+        return True
     if task.epochs <= views:
         log.info("No cache: it does not pay in %s.", counts)
         return False
-    entries = [entry_of(task.source, p, cut) for p in task.pictures for cut in set(task.cuts)]
-    missing = sum(entry.bytes for entry in entries if not store.hold(entry))
-    if not missing or not measure:
-        log.info("Cache: %s%s.", counts, "" if missing else ", whose features are there")
+    if not measure:
+        log.info("Cache: %s.", counts)
         return True
     n = sum(len(pictures.samples) for pictures in task.pictures[:2])
     each, rate = _seconds_an_image(task), _bytes_a_second(store, missing)

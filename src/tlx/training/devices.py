@@ -98,7 +98,8 @@ def _bf16_pays(device: torch.device) -> tuple[bool, str]:
 def start_processes(spec: TrainerSpec, folder: Path) -> None:
     """Start a run's other processes, if nobody has yet: Lightning would in the first fit only.
 
-    So they share what comes before it, the features. Each runs the same command.
+    So they share what comes before it, the features. Each runs the same command; should this
+    process fail before the fit, they wait for it until PyTorch's time is over.
     """
     if process_count(spec) > 1:
         launcher = build_trainer(spec, "32", folder).strategy.launcher

@@ -236,7 +236,7 @@ class FeatureStore:
         others = [item for item in contents(self.folder) if item.path.name not in own]
         excess = sum(item.bytes for item in others) + needed - self.max_bytes
         for item in sorted(others, key=lambda item: item.last_used):
-            if excess <= 0:
+            if excess <= 0 or needed > self.max_bytes:
                 break
             if item.state != "foreign" and remove(item.path):
                 excess -= item.bytes

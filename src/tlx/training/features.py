@@ -26,9 +26,8 @@ from torch.utils.data import DataLoader
 import tlx
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import ImageDataset, Item
-from tlx.data.loaders import auto_workers, prediction_dataset
+from tlx.data.loaders import auto_workers
 from tlx.data.manifest import Sample
-from tlx.data.tta import tta_augment
 from tlx.models.backbones import Place
 from tlx.models.classifier import HEAD, Classifier
 from tlx.models.preprocess import Preprocess
@@ -49,7 +48,12 @@ class Source:
     device: torch.device
     bf16: bool
     batch_size: int
-    known: dict[nn.Module, tuple[str, str]] = field(init=False, default_factory=dict)
+    _described: dict[nn.Module, tuple[str, str]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+    _shapes: dict[Place, tuple[int, ...]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,26 +65,26 @@ class Source:
         backbone = self.classifier.backbone
         return {**backbone.places, (len(backbone.blocks), 0): HEAD}
 
-    @cached_property
-    def shapes(self) -> dict[Place, tuple[int, ...]]:
-        """Of one image's features before each cut but the first."""
-        size = self.preprocess.image_size
-        black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-        self.classifier.to(self.device).eval()
-        with torch.inference_mode():
-            found = self.forward(black, list(self.cuts)[1:])
-        return {cut: tuple(features.shape[1:]) for cut, features in found.items()}
+    def shape(self, cut: Place) -> tuple[int, ...]:
+        """Of one image's features before the cut."""
+        if cut not in self._shapes:
+            size = self.preprocess.image_size
+            black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+            self.classifier.to(self.device).eval()
+            with torch.inference_mode():
+                self._shapes[cut] = tuple(self.forward(black, [cut])[cut].shape[1:])
+        return self._shapes[cut]
 
     def modules(self, cut: Place) -> list[tuple[str, str]]:
         """Each one before the cut, as PyTorch prints it and as a checksum of its weights."""
         modules = self.classifier.backbone.before(cut)
         for module in modules:
-            if module not in self.known:
-                self.known[module] = repr(module), digest(module.state_dict())
-        return [self.known[module] for module in modules]
+            if module not in self._described:
+                self._described[module] = repr(module), digest(module.state_dict())
+        return [self._described[module] for module in modules]
 
     def row_bytes(self, cut: Place) -> int:
-        return prod(self.shapes[cut]) * self.dtype.itemsize
+        return prod(self.shape(cut)) * self.dtype.itemsize
 
     def forward(self, images: Tensor, cuts: Sequence[Place]) -> dict[Place, Tensor]:
         """The features before each cut, of uint8 images (B, 3, H, W); pooled before the head."""
@@ -88,14 +92,13 @@ class Source:
         x = self.preprocess.normalize(images.to(self.device))
         if backbone.is_convolutional:
             x = x.contiguous(memory_format=torch.channels_last)
-        found, at = {}, (0, 0)
+        found: dict[Place, Tensor] = {}
+        at = (0, 0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             for cut in sorted(set(cuts)):
-                x = backbone(x, at, cut)
+                x = backbone(x.clone() if found else x, at, cut)  # what follows may work in place
                 at = cut
                 found[cut] = head.pool(x) if self.cuts[cut] == HEAD else x
-                if cut[1]:
-                    x = x.clone()  # what follows inside a block may work in place
         return found
 
 
@@ -163,27 +166,6 @@ def pictures_of(data: ImageData) -> list[Pictures]:
     ]
 
 
-def evaluation_pictures(data: ImageData, split: str, views: int) -> list[Pictures]:
-    """What evaluation sees of a split: the images themselves, then so many less one of tta."""
-    samples = data.manifest.split(split)
-    augment = tta_augment(data.augment, views)
-    return [
-        Pictures(
-            split,
-            prediction_dataset(
-                [data.manifest.root / sample.path for sample in samples],
-                data.preprocess,
-                decoding=data.decoding,
-                augment=augment if view else None,
-                seed=data.seed,
-            ),
-            samples,
-            view or None,
-        )
-        for view in range(views)
-    ]
-
-
 def features(
     store: FeatureStore, source: Source, pictures: Pictures, cuts: Sequence[Place]
 ) -> list[Rows]:
@@ -197,7 +179,7 @@ def features(
     if missing:
         ordered = sorted(missing, key=lambda entry: entry.name)
         store.fill(ordered, lambda parts: _compute(source, pictures, missing, parts))
-    return [Rows(store, entries[cut], source.shapes[cut], source.dtype) for cut in cuts]
+    return [Rows(store, entries[cut], source.shape(cut), source.dtype) for cut in cuts]
 
 
 def entry_of(source: Source, pictures: Pictures, cut: Place) -> Entry:
@@ -213,7 +195,7 @@ def entry_of(source: Source, pictures: Pictures, cut: Place) -> Entry:
             "images": len(pictures.samples),
             "view": pictures.view,
             "image_size": source.preprocess.image_size,
-            "shape": source.shapes[cut],
+            "shape": source.shape(cut),
             "dtype": str(source.dtype).removeprefix("torch."),
             "tlx": tlx.__version__,
             "created": datetime.now().isoformat(timespec="seconds"),

@@ -14,14 +14,16 @@ from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import Features
 from tlx.data.decoded import DecodeCache
+from tlx.data.loaders import prediction_dataset
 from tlx.data.targets import TargetPolicy
+from tlx.data.tta import tta_augment
 from tlx.errors import UserError
 from tlx.files import cache_dir, write_json
 from tlx.models.backbones import Place
 from tlx.training.cache_estimate import Task, pays
 from tlx.training.devices import choose_device, process_count
 from tlx.training.feature_store import FeatureStore
-from tlx.training.features import Rows, Source, evaluation_pictures, features, pictures_of
+from tlx.training.features import Pictures, Rows, Source, features, pictures_of
 from tlx.training.job import Job
 from tlx.training.plan import views, why_not_cached
 
@@ -85,14 +87,35 @@ def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
 
 
 def split_features(job: Job, split: str) -> tuple[list[Rows], Place]:
-    """What the last stage's frozen blocks make of a split, and the block it goes to.
+    """What the last stage's frozen blocks make of a split, and the place where it goes on.
 
     One entry for each view of `tta`. Raises OSError when the cache cannot hold them.
     """
     cut = job.model.classifier.cut(job.config.stages[-1].train_from)
-    seen = evaluation_pictures(image_data(job), split, job.config.tta)
+    source, seen = _source(job), evaluation_pictures(job, split)
     with closing(feature_store(job)) as store:
-        return [features(store, _source(job), pictures, [cut])[0] for pictures in seen], cut
+        return [features(store, source, pictures, [cut])[0] for pictures in seen], cut
+
+
+def evaluation_pictures(job: Job, split: str) -> list[Pictures]:
+    """What evaluation sees of a split: the images themselves, then the other views of tta."""
+    config, samples = job.config, job.manifest.split(split)
+    augment = tta_augment(Augment(**asdict(config.augment)), config.tta)
+    return [
+        Pictures(
+            split,
+            prediction_dataset(
+                [job.manifest.root / sample.path for sample in samples],
+                job.model.preprocess,
+                decoding=job.model.preprocess.decoding,
+                augment=augment if view else None,
+                seed=config.seed,
+            ),
+            samples,
+            view or None,
+        )
+        for view in range(config.tta)
+    ]
 
 
 def _source(job: Job) -> Source:

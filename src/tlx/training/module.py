@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -40,10 +41,10 @@ class StageModule(LightningModule):
         stage: StageSpec,
         *,
         seed: int,
-        start: int | Place = 0,
+        start: Place | None = None,
         compiled: bool = False,
     ) -> None:
-        """`start`: the block at which the data come in; 0 for images.
+        """`start`: where the data come in; None for images.
 
         `compiled`: by torch.compile, in steps of training and validation alone; the classifier
         itself stays as it is.
@@ -63,10 +64,10 @@ class StageModule(LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, outputs) of uint8 images (B, 3, H, W), or of features before `start`."""
-        return self.classifier(self._prepared(inputs), self.start)  # type: ignore[no-any-return]
+        return self.classifier(self._prepared(inputs), self.start or 0)  # type: ignore[no-any-return]
 
     def _prepared(self, inputs: Tensor) -> Tensor:
-        if self.start == 0:
+        if self.start is None:
             inputs = self.preprocess.normalize(inputs)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -75,7 +76,7 @@ class StageModule(LightningModule):
     def _logits(self, inputs: Tensor) -> Tensor:
         if self._compiled is None:
             return self(inputs)  # type: ignore[no-any-return]
-        return self._compiled(self._prepared(inputs), self.start)
+        return self._compiled(self._prepared(inputs), self.start or 0)
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
@@ -160,10 +161,11 @@ class StageModule(LightningModule):
         checkpoint["train_seen"] = seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["frozen"] != self._frozen_digest:
+        if checkpoint.get("frozen") != self._frozen_digest:
             raise UserError(
                 f"stage {self.stage.name} cannot go on: its frozen weights are not those it began "
-                "with. Restore the file of backbone.weights, or train anew in another folder."
+                "with. The weights' file or the version of torch is another; restore it, or train "
+                "anew in another folder."
             )
         checkpoint["state_dict"] |= self._frozen()
         seen = checkpoint["train_seen"]
@@ -174,7 +176,10 @@ class StageModule(LightningModule):
 
     @cached_property
     def _frozen_digest(self) -> str:
-        return digest(self._frozen())
+        """Statistics that do not move among them: a checkpoint has these, but so have features."""
+        still = (m for m in self.modules() if isinstance(m, _BatchNorm) and not m.training)
+        buffers = {f"{i}.{name}": b for i, m in enumerate(still) for name, b in m.named_buffers()}
+        return digest(self._frozen() | buffers)
 
     def _steps(self) -> int:
         """The optimizer's steps in the whole stage."""

@@ -68,8 +68,8 @@ def read_manifest(config: Config) -> Manifest:
 def views(config: Config) -> int | None:
     """How many versions of a training image there are; None: a new one every epoch."""
     augment, given = Augment(**asdict(config.augment)), config.cache.views
-    if mirrorings := augment.mirrorings:
-        return min(given or len(mirrorings), len(mirrorings))
+    if there := len(augment.mirrorings):
+        return there if given is None else min(given, there)
     return given if augment.is_random else 1
 
 

@@ -57,13 +57,13 @@ def train_stages(job: Job) -> list[StageResult]:
     return the classifier has those of the last stage. Raises `Interrupted` on a signal.
     """
     results: list[StageResult] = []
-    with _quiet():
-        start_processes(job.config.trainer, job.folder)
     data = image_data(job)
     with closing(feature_store(job)) as store:
         for index, stage in enumerate(job.config.stages):
             place = job.folder / "checkpoints" / stage.name
             if not (place / "done.json").exists():
+                with _quiet():
+                    start_processes(job.config.trainer, job.folder)
                 data.epoch_offset = sum(s.epochs for s in job.config.stages[:index])
                 data.features = stage_features(job, index, data, store)
                 first_step = sum(result.steps for result in results)
@@ -90,7 +90,7 @@ def _train_stage(
     log.info("Stage %s: learns from %s on, %s of %s parameters.", stage.name, first,
              f"{trainable:,}", f"{total:,}")  # fmt: skip
     cached = data.features is not None
-    start: int | Place = classifier.cut(stage.train_from) if cached else 0
+    start = classifier.cut(stage.train_from) if cached else None
     if stage.find_lr:
         stage = find_rate(stage, place, lambda: _sweep(job, stage, data, start))
     average = WeightAverage(classifier, stage.ema) if stage.ema is not None else None
@@ -160,7 +160,7 @@ def _epochs_after(job: Job, stage: StageSpec) -> int:
     return sum(min(s.epochs, job.config.trainer.limit_epochs or s.epochs) for s in later)
 
 
-def _sweep(job: Job, stage: StageSpec, data: ImageData, start: int | Place) -> Sweep:
+def _sweep(job: Job, stage: StageSpec, data: ImageData, start: Place | None) -> Sweep:
     return sweep(
         StageModule(
             job.model.classifier, job.model.preprocess, stage, seed=job.config.seed, start=start
