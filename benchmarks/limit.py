@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tlx.models.backbones import build_backbone
+from tlx.training.devices import keep_freed_memory
 from tlx.training.precision import FLAGS, bf16_on_cpu, cpu_flags, fastest
 
 SIZE, BATCH, SIDE, TURNS = 150, 20, 2048, 7
@@ -59,6 +60,7 @@ def step(block: nn.Module, features: Tensor, *, bf16: bool) -> Callable[[], obje
 
 
 def main() -> None:
+    keep_freed_memory()
     bf16, reason = bf16_on_cpu()
     backbone = build_backbone("vgg16").eval().to(memory_format=torch.channels_last)
     frozen, block = backbone.blocks[:-1], backbone.blocks[-1]

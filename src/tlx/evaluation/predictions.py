@@ -16,6 +16,7 @@ from tlx.errors import UserError
 from tlx.models.backbones import Place
 from tlx.models.folder import SavedModel
 from tlx.models.outputs import probabilities
+from tlx.training.devices import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Compute:
 
 def predict(model: SavedModel, files: Sequence[Path], compute: Compute) -> NDArray[np.float64]:
     """Probabilities (files, classes). Every view reads the files once more."""
+    keep_freed_memory()
     augment = tta_augment(compute.augment, compute.tta)
     views = (
         _of_view(model, files, compute, augment if view else None, view)

@@ -22,7 +22,7 @@ from tlx.models.folder import Architecture, SavedModel, build_classifier
 from tlx.models.preprocess import Preprocess
 from tlx.models.weights import resolve_weights
 from tlx.specs import Config
-from tlx.training.devices import choose_precision
+from tlx.training.devices import choose_precision, keep_freed_memory
 from tlx.training.drift import Statistics, statistics
 from tlx.training.l2_sp import pretrained_weights
 from tlx.training.plan import architecture, preprocessing, read_manifest
@@ -67,6 +67,7 @@ def prepare(config: Config, folder: Path) -> Job:
     """Weights, images and the network with its new head; `folder` gets the manifest."""
     if not is_first_process():
         logging.getLogger("tlx").setLevel(logging.WARNING)
+    keep_freed_memory()
     weights = resolve_weights(
         config.backbone.name, config.backbone.weights, classifier=config.backbone.classifier
     )
