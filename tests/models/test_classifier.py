@@ -156,6 +156,8 @@ def test_boundary(name: str, train_from: str, expected: Boundary) -> None:
     model = on_meta(name, 96, 2)
     assert model.boundary(train_from) == expected
     assert model.locate(train_from) == expected.group
+    inside = {"layer4.1": 1, "block5.conv2": 2}.get(train_from, 0)
+    assert model.cut(train_from) == (expected.group, inside)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,11 @@ class Boundary:
     """Where learning starts: at `path`, in the layer group of index `group`.
 
     `path` is the group's name, followed by a module's inside it where learning starts there:
-    `layer4` or `layer4.1.conv2`. So `group` is also how many layer groups are wholly frozen, and
-    of the next one `layers` are, where it is a plain sequence of such.
+    `layer4` or `layer4.1.conv2`. So `group` is also how many layer groups are wholly frozen.
     """
 
     group: int
     path: str
-    layers: int = 0
 
 
 class Classifier(nn.Module):
@@ -74,7 +72,9 @@ class Classifier(nn.Module):
     def cut(self, train_from: str) -> Place:
         """The last place with nothing before it that learns: up to it features can be cached."""
         found = self.boundary(train_from)
-        return found.group, found.layers
+        name, *inside = found.path.split(".")
+        own = list(layers(self.groups[name]))
+        return found.group, own.index(inside[0]) if inside and own else 0
 
     def boundary(self, train_from: str) -> Boundary:
         """Where learning starts.
@@ -96,8 +96,7 @@ class Classifier(nn.Module):
         paths = [path for path, _ in self.groups[name].named_modules(prefix=name)]
         if path not in paths:
             raise errors.unknown("train_from", train_from, paths)
-        inside, own = path.split(".")[1:2], list(layers(self.groups[name]))
-        return Boundary(names.index(name), path, own.index(inside[0]) if inside and own else 0)
+        return Boundary(names.index(name), path)
 
     def _spelled_out(self, train_from: str) -> str:
         if train_from == ALL:
