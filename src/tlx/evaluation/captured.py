@@ -12,6 +12,13 @@ from tlx.files import replace_atomically
 from tlx.models.classifier import Classifier
 
 
+def one_vector(features: Tensor) -> Tensor:
+    """(B, C) of maps, which are averaged, of tokens, whose class token it is, or of vectors."""
+    if features.dim() == 4:
+        return features.mean(dim=(2, 3))
+    return features[:, 0] if features.dim() == 3 else features
+
+
 @contextmanager
 def kept_features(classifier: Classifier, path: Path, *, limit: int) -> Iterator[None]:
     """Write to `path` (.npy) those of the first `limit` images that pass meanwhile.
@@ -24,8 +31,7 @@ def kept_features(classifier: Classifier, path: Path, *, limit: int) -> Iterator
         wanted = limit - sum(len(part) for part in rows)
         if wanted > 0:
             features = inputs[0][:wanted]
-            pooled = {4: lambda f: f.mean(dim=(2, 3)), 3: lambda f: f[:, 0], 2: lambda f: f}
-            rows.append(pooled[features.dim()](features).detach().float().cpu())
+            rows.append(one_vector(features).detach().float().cpu())
 
     hook = classifier.head.register_forward_pre_hook(take)
     try:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tlx.data.images import load_rgb
+from tlx.evaluation.captured import one_vector
 from tlx.models.folder import SavedModel
 
 _BATCH = 16
@@ -27,8 +28,7 @@ def pooled_features(
         pictures = [model.preprocess(load_rgb(f, model.preprocess.decoding)) for f in batch]
         with torch.inference_mode():
             features = model.classifier.backbone(model.preprocess.normalize(torch.stack(pictures)))
-        pooled = {4: lambda f: f.mean(dim=(2, 3)), 3: lambda f: f[:, 0], 2: lambda f: f}
-        rows.append(pooled[features.dim()](features))
+        rows.append(one_vector(features))
         if time.process_time() > deadline:
             break
     return torch.cat(rows).float().numpy() if rows else np.empty((0, 0), dtype=np.float32)
