@@ -79,8 +79,18 @@ def source(run):
     ids=["plain", "two views", "mixed, smoothed, weighted", "cut inside a block"],
 )
 def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
+    assert_same_steps(job, monkeypatch, overrides, overrides)
+
+
+def test_a_cached_stage_has_eight_views_where_nothing_says_how_many(job, monkeypatch):
+    """Without the cache there would be a new one every epoch."""
+    light = ["augment=light", "stage.head.epochs=6", "stage.top.epochs=6"]
+    assert_same_steps(job, monkeypatch, light, [*light, "cache.views=8"], epochs=12)
+
+
+def assert_same_steps(job, monkeypatch, cached, uncached, epochs=6):
     losses = {}
-    for mode in ("on", "off"):
+    for mode, overrides in (("on", cached), ("off", uncached)):
         seen = losses[mode] = []
         step = StageModule.training_step
 
@@ -93,7 +103,7 @@ def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
             patch.setattr(StageModule, "training_step", spy)
             results = train_stages(job(f"cache={mode}", *overrides, folder=mode))
         assert [result.cached for result in results] == [mode == "on"] * 2
-    assert len(losses["on"]) == 6 * 4
+    assert len(losses["on"]) == epochs * 4
     torch.testing.assert_close(losses["on"], losses["off"], atol=1e-5, rtol=0)
 
 
@@ -313,7 +323,7 @@ def cached(run):
 def test_no_cache_where_it_is_not_exact_or_does_not_pay(job, caplog):
     caplog.set_level(logging.INFO)
     for overrides, reason in [
-        (["augment=light"], "No cache in stage head: augmentation draws a new view every epoch"),
+        (["augment=light"], "No cache: it does not pay in 6 epochs over 8 views of each image"),
         (["stage.head.batchnorm=statistics"], "batchnorm=statistics lets frozen blocks change"),
         (["stage.head.epochs=1", "stage.top.epochs=1", *LIGHT],
          "No cache: it does not pay in 2 epochs over 2 views of each image"),

@@ -120,7 +120,7 @@ class ImageData(LightningDataModule):
             len(images),
             self.seed,
             epoch_offset=self.epoch_offset,
-            views=self.views,
+            views=self.views if self.features is None else len(self.features.train),
             balance_by=self._classes_to_balance(),
             rank=rank,
             world_size=world_size,

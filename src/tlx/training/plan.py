@@ -80,8 +80,6 @@ def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> 
         return "nothing before what learns is wholly frozen"
     if stage.batchnorm != "frozen" and any(has_batchnorm(module) for module in frozen):
         return f"stage.{stage.name}.batchnorm={stage.batchnorm} lets frozen blocks change"
-    if views(config) is None:
-        return "augmentation draws a new view every epoch (cache.views=4 would have four)"
     if config.trainer.limit_train is not None:
         return "trainer.limit_train leaves most images out"
     return None
