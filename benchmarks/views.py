@@ -4,7 +4,7 @@
         [OVERRIDE …]
 
 Trains SqueezeNet 1.1 on the solar cells, its head, then with it the last block for `epochs`, under
-augment=light. As many views as epochs are new ones every epoch: the same pictures, by definition.
+augment=light. With as many views as the last block has epochs, it has a new one in each.
 Runs of a seed have the same splits, and share what views they have in common. Saves views.json and
 a plot, in which a line is a seed and the thick one their mean.
 """

@@ -36,7 +36,7 @@ from tlx.training.inputs import (
 )
 from tlx.training.job import prepare
 from tlx.training.module import StageModule
-from tlx.training.plan import why_not_cached
+from tlx.training.plan import stage_views, why_not_cached
 from tlx.training.run import train_stages
 
 MIRRORS = ["augment.horizontal_flip=true", "augment.vertical_flip=true"]
@@ -65,8 +65,14 @@ def open_store():
         yield lambda folder, size=10**9: stack.enter_context(closing(FeatureStore(folder, size)))
 
 
-def source(run):
+def data_of(run):
     data = image_data(run)
+    data.views = stage_views(run.config, run.model.classifier, run.config.stages[0])
+    return data
+
+
+def source(run):
+    data = data_of(run)
     return data, Source(
         run.model.classifier, run.model.preprocess,
         device=torch.device("cpu"), bf16=False, batch_size=4,
@@ -317,13 +323,13 @@ def test_mirror_images_are_the_same_for_every_seed(job):
 def cached(run):
     """Whether the first stage would train on features."""
     with closing(feature_store(run)) as store:
-        return stage_features(run, 0, image_data(run), store) is not None
+        return stage_features(run, 0, data_of(run), store) is not None
 
 
 def test_no_cache_where_it_is_not_exact_or_does_not_pay(job, caplog):
     caplog.set_level(logging.INFO)
     for overrides, reason in [
-        (["augment=light"], "No cache: it does not pay in 6 epochs over 8 views of each image"),
+        (["augment=light"], "No cache: it does not pay in 6 epochs over 6 views of each image"),
         (["stage.head.batchnorm=statistics"], "batchnorm=statistics lets frozen blocks change"),
         (["stage.head.epochs=1", "stage.top.epochs=1", *LIGHT],
          "No cache: it does not pay in 2 epochs over 2 views of each image"),
@@ -337,6 +343,20 @@ def test_no_room_is_no_cache_or_an_error(job, caplog):
     assert "cannot hold the features" in caplog.text
     with pytest.raises(UserError, match="cache=on: .* cannot hold the features"):
         cached(job("cache=on", "cache.max_bytes=1e3", folder="other"))
+
+
+@pytest.mark.parametrize(("room", "entries"), [(1.0, 2 + 2), (0.99, 2), (0.1, 0)])
+def test_later_stages_share_the_pass_if_there_is_room_for_all(job, tmp_path, room, entries):
+    """19 images of train and val: 1,024 numbers each before the head, 192 before the last block."""
+    both = 19 * 4 * (1024 + 192)
+    assert cached(job(f"cache.max_bytes={room * both}")) == (entries > 0)
+    assert len(list((tmp_path / "features").glob("*/entry.json"))) == entries
+
+
+def test_epochs_that_will_not_be_do_not_pay(job, caplog):
+    caplog.set_level(logging.INFO)
+    assert not cached(job("trainer.limit_epochs=1", *LIGHT))
+    assert "No cache: it does not pay in 2 epochs over 2 views" in caplog.text
 
 
 @pytest.mark.parametrize(("rate", "pays"), [(1e9, True), (1e3, False)])

@@ -31,8 +31,9 @@ class ImageData(LightningDataModule):
 
     The Trainer must have `use_distributed_sampler=False`: the samplers here share out the images
     themselves. Stages that train one after the other set `epoch_offset` to the epochs already
-    trained, so that each draws orders and views of its own; with `features` set, a stage reads
-    those in place of the images. `batch_size` is over all processes; `num_workers=None` chooses.
+    trained, so that each draws orders and views of its own; with `views` set, so many of them take
+    turns; with `features` set, a stage reads those in place of the images. `batch_size` is over all
+    processes; `num_workers=None` chooses.
     """
 
     def __init__(  # noqa: PLR0913 — four of them by name
@@ -44,7 +45,6 @@ class ImageData(LightningDataModule):
         batch_size: int,
         num_workers: int | None,
         seed: int,
-        views: int | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 — it is frozen, as the next
         policy: TargetPolicy = TargetPolicy(),  # noqa: B008
         balanced: bool = False,
@@ -61,10 +61,10 @@ class ImageData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.views = views
         self.decoding = decoding
         self.balanced = balanced
         self.epoch_offset = 0
+        self.views: int | None = None
         train, mixed = manifest.split("train"), augment.mixup > 0 or augment.cutmix > 0
         self.weights = sample_weights(train, manifest.classes, policy)
         self._targets = train_targets(train, manifest.classes, policy, mixed=mixed)
@@ -120,7 +120,7 @@ class ImageData(LightningDataModule):
             len(images),
             self.seed,
             epoch_offset=self.epoch_offset,
-            views=self.views if self.features is None else len(self.features.train),
+            views=self.views,
             balance_by=self._classes_to_balance(),
             rank=rank,
             world_size=world_size,

@@ -31,7 +31,7 @@ def class_counts(manifest: Manifest) -> dict[str, NDArray[np.int64]]:
 def augmented_views(
     manifest: Manifest, config: Config, preprocess: Preprocess
 ) -> list[NDArray[np.uint8]]:
-    """One training image as the network gets it in 16 epochs; none without augmentation."""
+    """One training image under 16 views, or all mirror images; none without augmentation."""
     augment = Augment(**asdict(config.augment))
     if not augment.is_random or not manifest.split("train"):
         return []
@@ -40,7 +40,8 @@ def augmented_views(
         decoding=preprocess.decoding,
     ).dataset("train")  # fmt: skip
     try:
-        return [images[len(images) // 2, view][0].permute(1, 2, 0).numpy() for view in range(DRAWS)]
+        views = range(len(augment.mirrorings) or DRAWS)
+        return [images[len(images) // 2, view][0].permute(1, 2, 0).numpy() for view in views]
     except UserError:  # its file is no longer there
         return []
 

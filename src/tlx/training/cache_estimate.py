@@ -5,11 +5,12 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from tlx.models.backbones import Place
-from tlx.training.feature_store import FeatureStore
+from tlx.training.feature_store import Entry, FeatureStore
 from tlx.training.features import Pictures, Source, entry_of
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,18 @@ class Task:
     cuts: tuple[Place, ...]
     epochs: int
 
+    @property
+    def entries(self) -> list[Entry]:
+        cuts = set(self.cuts)
+        return [entry_of(self.source, pictures, cut) for pictures in self.pictures for cut in cuts]
+
 
 def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
     """Log the estimate. Without `measure` only the passes through the frozen blocks are counted."""
     views = len(task.pictures) - 1
     counts = f"{task.epochs} epochs over {views} view{'s' * (views > 1)} of each image"
-    entries = [entry_of(task.source, p, cut) for p in task.pictures for cut in set(task.cuts)]
-    missing = sum(entry.bytes for entry in entries if not store.hold(entry))
+    entries = task.entries
+    missing = [entry for entry in entries if not store.hold(entry)]
     if not missing:
         log.info("Cache: %s, whose features are there.", counts)
         return True
@@ -44,15 +50,17 @@ def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
         log.info("Cache: %s.", counts)
         return True
     n = sum(len(pictures.samples) for pictures in task.pictures[:2])
-    each, rate = _seconds_an_image(task), _bytes_a_second(store, missing)
-    once = views * n * each + missing / rate
+    size = sum(entry.bytes for entry in missing)
+    each, rate = _seconds_an_image(task), _bytes_a_second(store, size)
+    passes = sum(entry.rows for entry in missing) / len(set(task.cuts))
+    once = passes * each + size / rate
     reading = sum(entry.bytes for entry in entries) / views / rate
     cached, plain = once + task.epochs * reading, task.epochs * n * each
     log.info(
         "%s: %s; %d images take %.1f ms each: %.1f s once with writing %.2f GB, and %.1f s an "
         "epoch for reading, %.1f s in all against %.1f s.",
         "Cache" if cached < plain else "No cache, it does not pay",
-        counts, n, 1000 * each, once, missing / 1e9, reading, cached, plain,
+        counts, n, 1000 * each, once, size / 1e9, reading, cached, plain,
     )  # fmt: skip
     return cached < plain
 
@@ -74,7 +82,8 @@ def _seconds_an_image(task: Task) -> float:
 
 def _bytes_a_second(store: FeatureStore, size: int) -> float:
     """Of the disk, by trying, where the memory that is free cannot hold `size` bytes."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    names = "SC_PAGE_SIZE", "SC_AVPHYS_PAGES"  # macOS lacks the second
+    free = prod(os.sysconf(name) for name in names) if names[1] in os.sysconf_names else 0
     if size < min(free / 2, store.max_bytes):
         return MEMORY_RATE
     path = store.folder / f".probe.{os.getpid()}"

@@ -35,7 +35,6 @@ from tlx.training.feature_store import FORMAT, Entry, FeatureStore, Part
 
 log = logging.getLogger(__name__)
 
-VIEWS = 8  # where nobody says how many; measured by benchmarks/views.py
 PART_ROWS = 256  # about so many images are computed again when a process is killed
 MOST_RESIDENT = 256e6  # bytes of an entry that stay in a process's memory after being read
 
@@ -162,7 +161,7 @@ def pictures_of(data: ImageData) -> list[Pictures]:
         Pictures("val", data.dataset("val"), data.manifest.split("val"), None),
         *(
             Pictures("train", train, samples, view if augmented else None)
-            for view in range(data.views or VIEWS)
+            for view in range(data.views or 0)
         ),
     ]
 

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from tlx.training.devices import choose_device, process_count
 from tlx.training.feature_store import FeatureStore
 from tlx.training.features import Pictures, Rows, Source, features, pictures_of
 from tlx.training.job import Job
-from tlx.training.plan import views, why_not_cached
+from tlx.training.plan import why_not_cached
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +49,50 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     if (reason := why_not_cached(config, classifier, stage)) is not None:
         log.info("No cache in stage %s: %s.", stage.name, reason)
         return None
-    mine = classifier.cut(stage.train_from)
-    cuts, epochs = [], 0
-    for later in config.stages[index:]:
-        cut = classifier.cut(later.train_from)
-        if cut <= mine and why_not_cached(config, classifier, later) is None:
-            cuts.append(cut)
-            epochs += later.epochs
-    task = Task(_source(job), pictures_of(data), tuple(cuts), epochs)
+    task = _task(job, index, data, store)
     started = time.monotonic()
     try:
+        _check_room(task, store)
         if config.cache.mode == "auto" and not _pays(job, stage.name, task, store):
             return None
-        found = [features(store, task.source, p, cuts)[cuts.index(mine)] for p in task.pictures]
+        found = [features(store, task.source, p, task.cuts)[0] for p in task.pictures]
     except OSError as error:
         if config.cache.mode == "on":
             raise UserError(f"cache=on: {store.folder} cannot hold the features: {error}") from None
         log.warning("No cache: %s cannot hold the features: %s.", store.folder, error)
         return None
-    log.info("Cache: ready after %.1f s (%s).", time.monotonic() - started, store.folder)
+    log.info("Cache: ready after %.1f s, views of each image: %d (%s).",
+             time.monotonic() - started, len(found) - 1, store.folder)  # fmt: skip
     return Features(train=found[1:], val=found[0])
+
+
+def _task(job: Job, index: int, data: ImageData, store: FeatureStore) -> Task:
+    """The stage's own cut first, then those of later stages if the cache has room for them."""
+    config, classifier = job.config, job.model.classifier
+    mine, limit = classifier.cut(config.stages[index].train_from), config.trainer.limit_epochs
+    served = [
+        (cut, min(stage.epochs, limit or stage.epochs))
+        for stage in config.stages[index:]
+        if (cut := classifier.cut(stage.train_from)) <= mine
+        and why_not_cached(config, classifier, stage) is None
+    ]
+    cuts, epochs = zip(*served, strict=True)
+    task = Task(_source(job), pictures_of(data), cuts, sum(epochs))
+    if _size(task) > store.max_bytes:
+        return replace(task, cuts=cuts[:1], epochs=epochs[0])
+    return task
+
+
+def _size(task: Task) -> int:
+    return sum(entry.bytes for entry in task.entries)
+
+
+def _check_room(task: Task, store: FeatureStore) -> None:
+    """Of all views: the store itself sees one at a time, and never removes what this run uses."""
+    if (size := _size(task)) > store.max_bytes:
+        raise OSError(
+            f"{size / 1e9:.1f} GB are needed and cache.max_bytes allows {store.max_bytes / 1e9:.1f}"
+        )
 
 
 def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
@@ -145,7 +169,6 @@ def image_data(job: Job) -> ImageData:
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         seed=job.config.seed,
-        views=views(job.config),
         decoding=job.model.preprocess.decoding,
         policy=TargetPolicy(
             job.config.label_smoothing, settings.soft_labels, settings.class_weights

@@ -27,6 +27,8 @@ from tlx.training.unfreezing import check_refreezing, has_batchnorm, plain_stage
 
 log = logging.getLogger(__name__)
 
+VIEWS = 8  # of a stage that can be cached, where nobody says how many: benchmarks/views.py
+
 
 def preprocessing(config: Config, member: str | None = None) -> Preprocess:
     """What the network gets; `member` is torchvision's name for the weights, once it is known."""
@@ -65,12 +67,21 @@ def read_manifest(config: Config) -> Manifest:
     return build_manifest(config.data, seed=config.seed)
 
 
-def views(config: Config) -> int | None:
-    """How many versions of a training image there are; None: a new one every epoch."""
+def stage_views(config: Config, classifier: Classifier, stage: StageSpec) -> int | None:
+    """How many versions of a training image take turns in the stage; None: a new one every epoch.
+
+    It follows from the configuration alone, never from what is measured or in the cache.
+    """
     augment, given = Augment(**asdict(config.augment)), config.cache.views
     if there := len(augment.mirrorings):
         return there if given is None else min(given, there)
-    return given if augment.is_random else 1
+    if not augment.is_random:
+        return 1
+    if given is not None or config.cache.mode == "off":
+        return given
+    if why_not_cached(config, classifier, stage) is not None:
+        return None
+    return min(VIEWS, sum(each.epochs for each in config.stages))
 
 
 def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> str | None:

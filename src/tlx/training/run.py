@@ -27,6 +27,7 @@ from tlx.training.job import Job
 from tlx.training.l2_sp import TowardPretrained
 from tlx.training.lr_finder import Sweep, find_rate, sweep
 from tlx.training.module import StageModule
+from tlx.training.plan import stage_views
 from tlx.training.scalars import Scalars
 from tlx.training.screen import Bar, EpochLines, has_bar
 from tlx.training.unfreezing import StagedUnfreezing, apply_stage
@@ -65,6 +66,7 @@ def train_stages(job: Job) -> list[StageResult]:
                 with _quiet():
                     start_processes(job.config.trainer, job.folder)
                 data.epoch_offset = sum(s.epochs for s in job.config.stages[:index])
+                data.views = stage_views(job.config, job.model.classifier, stage)
                 data.features = stage_features(job, index, data, store)
                 first_step = sum(result.steps for result in results)
                 result = _train_stage(job, stage, data, place, first_step)
