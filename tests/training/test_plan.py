@@ -13,6 +13,7 @@ from tlx.training.plan import (
     check,
     meta_classifier,
     preprocessing,
+    stage_views,
     why_not_cached,
 )
 from tlx.training.unfreezing import apply_stage
@@ -103,6 +104,23 @@ def test_why_not_cached_of_a_boundary_inside_the_head():
     settings = config("stage=head", "stage.head.train_from=head.layers")
     with pytest.raises(UserError, match="always learns as a whole"):
         why_not_cached(settings, meta_classifier(config(), 2), settings.stages[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "views"),
+    [
+        ([], 1),
+        (["augment.horizontal_flip=true"], 2),
+        (["augment=light"], 8),
+        (["augment=light", "stage.head.epochs=2"], 2 + 3),
+        (["augment=light", "cache=off"], None),
+        (["augment=light", "cache=off", "cache.views=3"], 3),
+        (["augment=light", "backbone=resnet18", "stage.head.batchnorm=statistics"], None),
+    ],
+)
+def test_views_of_a_stage(overrides, views):
+    settings = config(*overrides)
+    assert stage_views(settings, meta_classifier(settings, 2), settings.stages[0]) == views
 
 
 def test_a_frozen_classifier_drops_nothing_out():
