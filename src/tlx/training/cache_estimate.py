@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -28,18 +29,21 @@ class Task:
     cuts: tuple[Place, ...]
     epochs: int
 
-    @property
+    @cached_property
     def entries(self) -> list[Entry]:
         cuts = set(self.cuts)
         return [entry_of(self.source, pictures, cut) for pictures in self.pictures for cut in cuts]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries)
 
 
 def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
     """Log the estimate. Without `measure` only the passes through the frozen blocks are counted."""
     views = len(task.pictures) - 1
     counts = f"{task.epochs} epochs over {views} view{'s' * (views > 1)} of each image"
-    entries = task.entries
-    missing = [entry for entry in entries if not store.hold(entry)]
+    missing = [entry for entry in task.entries if not store.hold(entry)]
     if not missing:
         log.info("Cache: %s, whose features are there.", counts)
         return True
@@ -54,7 +58,7 @@ def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
     each, rate = _seconds_an_image(task), _bytes_a_second(store, size)
     passes = sum(entry.rows for entry in missing) / len(set(task.cuts))
     once = passes * each + size / rate
-    reading = sum(entry.bytes for entry in entries) / views / rate
+    reading = task.bytes / views / rate
     cached, plain = once + task.epochs * reading, task.epochs * n * each
     log.info(
         "%s: %s; %d images take %.1f ms each: %.1f s once with writing %.2f GB, and %.1f s an "

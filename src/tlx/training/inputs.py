@@ -52,7 +52,11 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     task = _task(job, index, data, store)
     started = time.monotonic()
     try:
-        _check_room(task, store)
+        if task.bytes > store.max_bytes:  # the store itself sees one view at a time
+            raise OSError(
+                f"{task.bytes / 1e9:.1f} GB are needed and cache.max_bytes allows "
+                f"{store.max_bytes / 1e9:.1f}"
+            )
         if config.cache.mode == "auto" and not _pays(job, stage.name, task, store):
             return None
         found = [features(store, task.source, p, task.cuts)[0] for p in task.pictures]
@@ -78,21 +82,9 @@ def _task(job: Job, index: int, data: ImageData, store: FeatureStore) -> Task:
     ]
     cuts, epochs = zip(*served, strict=True)
     task = Task(_source(job), pictures_of(data), cuts, sum(epochs))
-    if _size(task) > store.max_bytes:
+    if task.bytes > store.max_bytes:
         return replace(task, cuts=cuts[:1], epochs=epochs[0])
     return task
-
-
-def _size(task: Task) -> int:
-    return sum(entry.bytes for entry in task.entries)
-
-
-def _check_room(task: Task, store: FeatureStore) -> None:
-    """Of all views: the store itself sees one at a time, and never removes what this run uses."""
-    if (size := _size(task)) > store.max_bytes:
-        raise OSError(
-            f"{size / 1e9:.1f} GB are needed and cache.max_bytes allows {store.max_bytes / 1e9:.1f}"
-        )
 
 
 def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
