@@ -135,6 +135,7 @@ class TrainerSpec:
     limit_train: int | None
     limit_eval: int | None
     compile: bool
+    winograd: bool
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tlx.models.classifier import Classifier
 from tlx.models.decision import Decision
 from tlx.models.heads import Head
 from tlx.models.preprocess import Preprocess
+from tlx.models.winograd import use_winograd
 
 FORMAT = 1
 
@@ -100,6 +101,7 @@ def load_model(folder: Path) -> SavedModel:
     classifier.requires_grad_(False).eval()
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
+        use_winograd(classifier)
     preprocess = Preprocess.from_dict(description["preprocess"])
     decision = description.get("decision")
     return SavedModel(

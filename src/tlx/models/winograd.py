@@ -1,0 +1,222 @@
+"""3 × 3 convolutions with a half to a quarter of the multiplications, for float32 on a CPU.
+
+F(m × m, 3 × 3) of Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv
+1509.09308), as matrix products. Values differ from the direct convolution's by rounding alone, some
+1e-6 of their size.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+TILES = (2, 3, 4)  # m; larger ones round too coarsely
+PART_BYTES = 1 << 28  # of transformed tiles at once: bounds the memory that a layer takes
+
+# What a way costs, in multiplications of a matrix product (benchmarks/limit.py): a channel of a
+# tile beside its products, without and with gradients, whose direct convolutions are slower; the
+# transformed weights, in rows of the product; and the gain worth having.
+CHANNEL, CHANNEL_LEARNING = 200, 60
+WEIGHT_ROWS = 64
+ENOUGH = 1.25
+
+
+def use_winograd(model: nn.Module) -> None:
+    """Let each 3 × 3 convolution of `model` compute the faster way for the shape it meets.
+
+    Names and weights stay as they are.
+    """
+    for module in model.modules():
+        if type(module) is nn.Conv2d and _is_possible(module):
+            module.__class__ = WinogradConv2d
+
+
+def _is_possible(conv: nn.Conv2d) -> bool:
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and conv.padding in ((0, 0), (1, 1))
+    )
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3 × 3 `Conv2d` that takes Winograd's way where it is faster.
+
+    On other devices, in other precisions, compiled or exported it is a `Conv2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
+        grid = self._grid(input)
+        if grid is None:
+            return super().forward(input)
+        output: Tensor = _Winograd.apply(input, self.weight, self.bias, grid)
+        return output
+
+    def _grid(self, x: Tensor) -> "Grid | None":
+        is_plain = (
+            x.dim() == 4
+            and x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not torch._C._get_tracing_state()
+        )
+        if not is_plain:
+            return None
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        channels = (self.in_channels, self.out_channels)
+        return best_grid(tuple(x.shape), channels, int(self.padding[0]), learns)
+
+
+@cache
+def best_grid(
+    shape: tuple[int, ...], channels: tuple[int, int], padding: int, learns: bool
+) -> "Grid | None":
+    """The fastest way from inputs (B, C, H, W) to outputs; None is the direct way.
+
+    It follows from the shapes alone, so that runs can be repeated.
+    """
+    products = channels[0] * channels[1]
+    beside = (CHANNEL_LEARNING if learns else CHANNEL) * sum(channels)
+
+    def cost(grid: Grid) -> int:
+        rows = grid.rows(shape[0])
+        return (grid.m + 2) ** 2 * (rows * (products + beside) + WEIGHT_ROWS * products)
+
+    best = min((Grid.of(shape, padding, m) for m in TILES), key=cost)
+    direct = 9 * shape[0] * best.height * best.width * products
+    return best if direct > ENOUGH * cost(best) else None
+
+
+@cache
+def transforms(m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of products into outputs (m², t²), of weights (t², 9), of inputs (t², t²); t = m + 2.
+
+    Cook's and Toom's construction: polynomials are multiplied by their values at t - 1 points and
+    their first coefficient.
+    """
+    points = np.array([0.0, 1, -1, 2, -2][: m + 1])
+    others = [np.delete(points, i) for i in range(m + 1)]
+    scale = np.array([np.prod(p - rest) for p, rest in zip(points, others, strict=True)])
+    first = np.eye(m + 2)[-1]
+    outputs = np.vstack([np.vander(points, m, increasing=True), first[-m:]]).T
+    weights = np.vstack([np.vander(points, 3, increasing=True) / scale[:, None], first[-3:]])
+    inputs = np.array([[*np.poly(rest)[::-1], 0] for rest in others])
+    inputs = np.vstack([inputs, np.poly(points)[::-1]])
+    a, g, b = (torch.from_numpy(np.kron(x, x)).float() for x in (outputs, weights, inputs))
+    return a, g, b
+
+
+class Grid(NamedTuple):
+    """Tiles of m × m outputs, each made from t × t inputs; t = m + 2."""
+
+    height: int  # of the outputs
+    width: int
+    down: int  # tiles
+    across: int
+    padding: int
+    m: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], padding: int, m: int) -> "Grid":
+        """For inputs (B, C, H, W)."""
+        height, width = (side + 2 * padding - 2 for side in shape[2:])
+        return cls(height, width, -(-height // m), -(-width // m), padding, m)
+
+    def rows(self, images: int) -> int:
+        return images * self.down * self.across
+
+    def parts(self, x: Tensor) -> Iterator[slice]:
+        """Of the batch."""
+        row = 4 * (self.m + 2) ** 2 * x.shape[1]
+        images = max(1, PART_BYTES // (row * self.rows(1)))
+        return (slice(i, i + images) for i in range(0, len(x), images))
+
+    def _edges(self) -> tuple[int, int]:
+        """Rows and columns that the tiles' inputs cover."""
+        return self.down * self.m + 2, self.across * self.m + 2
+
+    def tiles(self, x: Tensor) -> Tensor:
+        """(t², rows, C): transformed, of x (B, C, H, W)."""
+        (n, c, h, w), p, m = x.shape, self.padding, self.m
+        padded = x.new_zeros(n, *self._edges(), c)
+        padded[:, p : p + h, p : p + w] = x.permute(0, 2, 3, 1)
+        image, row, column, one = padded.stride()
+        size = (m + 2, m + 2, n, self.down, self.across, c)
+        tiles = padded.as_strided(size, (row, column, image, row * m, column * m, one))
+        inputs = transforms(m)[2]
+        return (inputs @ tiles.reshape(len(inputs), -1)).view(len(inputs), -1, c)
+
+    def summed(self, tiles: Tensor, n: int) -> Tensor:
+        """The gradient of `tiles`: (n, H, W, C) of (t², rows, C)."""
+        m, p = self.m, self.padding
+        t, c = m + 2, tiles.shape[-1]
+        padded = tiles.new_zeros(n, *self._edges(), c)
+        tiles = (transforms(m)[2].T @ tiles.flatten(1)).view(t, t, n, self.down, self.across, c)
+        for i in range(t):
+            for j in range(t):
+                padded[:, i : i + self.down * m : m, j : j + self.across * m : m] += tiles[i, j]
+        return padded[:, p : self.height + 2 - p, p : self.width + 2 - p]
+
+    def outputs(self, products: Tensor, n: int) -> Tensor:
+        """(n, H, W, K) of (t², rows, K)."""
+        m, k = self.m, products.shape[-1]
+        y = (transforms(m)[0] @ products.flatten(1)).view(m, m, n, self.down, self.across, k)
+        y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, self.down * m, self.across * m, k)
+        return y[:, : self.height, : self.width]
+
+    def apart(self, dy: Tensor) -> Tensor:
+        """The gradient of `outputs`: (t², rows, K) of (B, K, H, W)."""
+        (n, k, h, w), m = dy.shape, self.m
+        y = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 0, self.across * m - w, 0, self.down * m - h))
+        y = y.reshape(n, self.down, m, self.across, m, k).permute(2, 4, 0, 1, 3, 5)
+        products = transforms(m)[0].T @ y.reshape(m * m, -1)
+        return products.view(len(products), -1, k)
+
+
+class _Winograd(torch.autograd.Function):
+    """Transformed tiles times transformed weights: a matrix product for each of a tile's values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: "Grid") -> Tensor:
+        k, c = weight.shape[:2]
+        u = (transforms(grid.m)[1] @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, k, c)
+        ctx.grid = grid
+        ctx.save_for_backward(x, u)
+        y = x.new_empty(len(x), grid.height, grid.width, k)
+        for part in grid.parts(x):
+            products = torch.bmm(grid.tiles(x[part]), u.transpose(1, 2))
+            y[part] = grid.outputs(products, len(x[part]))
+        if bias is not None:
+            y += bias
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, u = ctx.saved_tensors
+        grid: Grid = ctx.grid
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        du = torch.zeros_like(u)
+        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        for part in grid.parts(x):
+            products = grid.apart(dy[part])
+            if needs_weight:
+                du.baddbmm_(products.transpose(1, 2), grid.tiles(x[part]))
+            if needs_x:
+                tiles = grid.summed(torch.bmm(products, u), len(x[part]))
+                dx[part] = tiles.permute(0, 3, 1, 2)
+        dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *u.shape[1:])
+        return (
+            dx if needs_x else None,
+            dw.permute(2, 3, 0, 1) if needs_weight else None,
+            dy.sum((0, 2, 3)) if needs_bias else None,
+            None,
+        )
