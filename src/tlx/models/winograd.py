@@ -190,13 +190,15 @@ class _Winograd(torch.autograd.Function):
         u = (transforms(grid.m)[1] @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, k, c)
         ctx.grid = grid
         ctx.save_for_backward(x, u)
-        y = x.new_empty(len(x), grid.height, grid.width, k)
+        size = (len(x), k, grid.height, grid.width)
+        # not a view: an activation that works in place may follow
+        y = torch.empty(size, memory_format=torch.channels_last)
         for part in grid.parts(x):
             products = torch.bmm(grid.tiles(x[part]), u.transpose(1, 2))
-            y[part] = grid.outputs(products, len(x[part]))
-        if bias is not None:
-            y += bias
-        return y.permute(0, 3, 1, 2)
+            outputs = grid.outputs(products, len(x[part]))
+            outputs = outputs if bias is None else outputs + bias
+            y[part] = outputs.permute(0, 3, 1, 2)
+        return y
 
     @staticmethod
     @once_differentiable

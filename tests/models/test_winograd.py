@@ -1,0 +1,89 @@
+"""Convolutions by Winograd's algorithm equal the direct ones, and step aside where they must."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tlx.models.winograd import TILES, Grid, WinogradConv2d, best_grid, use_winograd
+
+SHAPE = (8, 128, 14, 14)
+
+
+def pair(padding: int = 1, *, bias: bool = True) -> tuple[nn.Sequential, nn.Sequential]:
+    """A convolution and what follows in place, the direct way and the other."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(128, 96, 3, padding=padding, bias=bias)
+    direct = nn.Sequential(conv, nn.SiLU(inplace=True)).to(memory_format=torch.channels_last)
+    fast = copy.deepcopy(direct)
+    use_winograd(fast)
+    return direct, fast
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() < 2e-5 * b.norm())
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("m", TILES)
+@pytest.mark.parametrize("sides", [(14, 14), (9, 13), (3, 7)])
+def test_outputs_and_gradients(monkeypatch, padding, bias, m, sides):
+    """Of sides that tiles divide and do not, in one part and in several."""
+    direct, fast = pair(padding, bias=bias)
+    monkeypatch.setattr("tlx.models.winograd.PART_BYTES", 1 << 17)
+    monkeypatch.setattr("tlx.models.winograd.best_grid", lambda s, c, p, _: Grid.of(s, p, m))
+    found = []
+    for network in (direct, fast):
+        x = torch.randn(3, 128, *sides, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = network(x)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        found.append([y, x.grad, *(p.grad for p in network.parameters())])
+    assert all(close(b, a) for a, b in zip(*found, strict=True))
+
+
+def test_only_what_learns_has_gradients():
+    _, fast = pair()
+    fast.requires_grad_(False)
+    fast[0].bias.requires_grad_(True)
+    fast(torch.randn(SHAPE)).sum().backward()
+    assert fast[0].weight.grad is None
+    assert fast[0].bias.grad is not None
+
+
+def test_steps_aside(monkeypatch):
+    """In double, in bfloat16, exported and for shapes where it is slower."""
+    direct, fast = pair()
+
+    def never(*_: object) -> None:
+        raise AssertionError("the direct way was wanted")
+
+    assert best_grid(SHAPE, (128, 96), 1, learns=True) is not None
+    assert best_grid(SHAPE, (128, 96), 1, learns=False) is None
+    monkeypatch.setattr("tlx.models.winograd._Winograd.apply", never)
+    x = torch.randn(SHAPE)
+    with pytest.raises(AssertionError, match="direct way"):
+        fast(x)
+    with torch.no_grad():
+        assert torch.equal(fast(x), direct(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), direct(x))
+    exported = torch.export.export(fast, (x,)).module()
+    assert torch.equal(exported(x), direct(x))
+    assert torch.equal(torch.jit.trace(fast, x)(x), direct(x))
+    assert torch.equal(fast.double()(x.double()), direct.double()(x.double()))
+
+
+def test_which_convolutions():
+    """Weights and names stay; strides, groups, dilations, other sizes and paddings are left."""
+    network = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, dilation=2),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.Conv2d(8, 8, 3, padding="same"),
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    use_winograd(network)
+    assert [type(m) is WinogradConv2d for m in network] == [True, True] + [False] * 6
+    assert list(network.state_dict()) == list(before)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
