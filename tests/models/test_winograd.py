@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tlx.models.winograd import TILES, Grid, WinogradConv2d, best_grid, use_winograd
 
-SHAPE = (8, 128, 14, 14)
+SHAPE = (8, 128, 16, 16)
 
 
 def pair(padding: int = 1, *, bias: bool = True) -> tuple[nn.Sequential, nn.Sequential]:
@@ -52,6 +52,7 @@ def test_only_what_learns_has_gradients():
     assert fast[0].bias.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.trace")
 def test_steps_aside(monkeypatch):
     """In double, in bfloat16, exported and for shapes where it is slower."""
     direct, fast = pair()

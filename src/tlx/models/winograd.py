@@ -206,19 +206,23 @@ class _Winograd(torch.autograd.Function):
         x, u = ctx.saved_tensors
         grid: Grid = ctx.grid
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        du = torch.zeros_like(u)
+        du: Tensor | None = None
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         for part in grid.parts(x):
             products = grid.apart(dy[part])
             if needs_weight:
-                du.baddbmm_(products.transpose(1, 2), grid.tiles(x[part]))
+                pair = products.transpose(1, 2), grid.tiles(x[part])
+                du = torch.bmm(*pair) if du is None else du.baddbmm_(*pair)
             if needs_x:
                 tiles = grid.summed(torch.bmm(products, u), len(x[part]))
                 dx[part] = tiles.permute(0, 3, 1, 2)
-        dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *u.shape[1:])
+        dw = None
+        if du is not None:
+            dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *u.shape[1:])
+            dw = dw.permute(2, 3, 0, 1)
         return (
             dx if needs_x else None,
-            dw.permute(2, 3, 0, 1) if needs_weight else None,
+            dw,
             dy.sum((0, 2, 3)) if needs_bias else None,
             None,
         )
