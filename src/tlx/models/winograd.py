@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 TILES = (2, 3, 4)  # m; larger ones round too coarsely
 PART_BYTES = 1 << 28  # of transformed tiles at once: bounds the memory that a layer takes
+KEPT_BYTES = 1 << 26  # up to so many stay for the backward pass, more are computed again
 
 # What a way costs, in multiplications of a matrix product (benchmarks/limit.py): a channel of a
 # tile beside its products, without and with gradients, whose direct convolutions are slower; the
@@ -188,22 +189,26 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: "Grid") -> Tensor:
         k, c = weight.shape[:2]
         u = (transforms(grid.m)[1] @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, k, c)
-        ctx.grid = grid
-        ctx.save_for_backward(x, u)
+        kept: Tensor | None = None
         size = (len(x), k, grid.height, grid.width)
         # not a view: an activation that works in place may follow
         y = torch.empty(size, memory_format=torch.channels_last)
         for part in grid.parts(x):
-            products = torch.bmm(grid.tiles(x[part]), u.transpose(1, 2))
+            tiles = grid.tiles(x[part])
+            if len(x[part]) == len(x) and tiles.nbytes <= KEPT_BYTES:
+                kept = tiles
+            products = torch.bmm(tiles, u.transpose(1, 2))
             outputs = grid.outputs(products, len(x[part]))
             outputs = outputs if bias is None else outputs + bias
             y[part] = outputs.permute(0, 3, 1, 2)
+        ctx.grid = grid
+        ctx.save_for_backward(x, u, kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, u = ctx.saved_tensors
+        x, u, kept = ctx.saved_tensors
         grid: Grid = ctx.grid
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         du: Tensor | None = None
@@ -211,11 +216,12 @@ class _Winograd(torch.autograd.Function):
         for part in grid.parts(x):
             products = grid.apart(dy[part])
             if needs_weight:
-                pair = products.transpose(1, 2), grid.tiles(x[part])
+                tiles = grid.tiles(x[part]) if kept is None else kept
+                pair = products.transpose(1, 2), tiles
                 du = torch.bmm(*pair) if du is None else du.baddbmm_(*pair)
             if needs_x:
-                tiles = grid.summed(torch.bmm(products, u), len(x[part]))
-                dx[part] = tiles.permute(0, 3, 1, 2)
+                summed = grid.summed(torch.bmm(products, u), len(x[part]))
+                dx[part] = summed.permute(0, 3, 1, 2)
         dw = None
         if du is not None:
             dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *u.shape[1:])
