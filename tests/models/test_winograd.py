@@ -25,14 +25,14 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() < 2e-5 * b.norm())
 
 
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("settings", [{"padding": 0}, {"bias": False}, {}])
 @pytest.mark.parametrize("m", TILES)
 @pytest.mark.parametrize("sides", [(14, 14), (9, 13), (3, 7)])
-def test_outputs_and_gradients(monkeypatch, padding, bias, m, sides):
-    """Of sides that tiles divide and do not, in one part and in several."""
-    direct, fast = pair(padding, bias=bias)
-    monkeypatch.setattr("tlx.models.winograd.PART_BYTES", 1 << 17)
+@pytest.mark.parametrize("part_bytes", [1 << 17, 1 << 28])
+def test_outputs_and_gradients(monkeypatch, settings, m, sides, part_bytes):
+    """Of sides that tiles divide and do not, in several parts and in one."""
+    direct, fast = pair(**settings)
+    monkeypatch.setattr("tlx.models.winograd.PART_BYTES", part_bytes)
     monkeypatch.setattr("tlx.models.winograd.best_grid", lambda s, c, p, _: Grid.of(s, p, m))
     found = []
     for network in (direct, fast):
