@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--head-epochs", type=int, required=True)
     parser.add_argument("--top-epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--everything", action="store_true")  # learns after the head, not block5
     return parser.parse_args()
 
 

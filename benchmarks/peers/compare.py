@@ -9,6 +9,7 @@ once, whole) 2 epochs on the head and 1 with block5; the time of the whole recip
 a pass over val and everything else took, each as often as the recipe has it; the accuracies are
 then of networks that hardly learnt, and say nothing of the programs. The programs take
 turns, `--repeats` times with another seed each; ratios are within a turn, medians are shown.
+With --everything all blocks learn after the head, nothing is cached, and a step's time is shown.
 """
 
 import argparse
@@ -84,12 +85,24 @@ def table(results: dict[str, list[Found]]) -> str:
     return "\n".join(lines)
 
 
+def steps_table(results: dict[str, list[Found]]) -> str:
+    lines = ["| everything learns | a step, s | tlx is faster by |", "|---|---|---|"]
+    for name, found in results.items():
+        ratios = [
+            f["top_step"] / own["top_step"] for f, own in zip(found, results["tlx"], strict=True)
+        ]
+        step = statistics.median(f["top_step"] for f in found)
+        lines.append(f"| {name} | {step:.2f} | {statistics.median(ratios):.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--everything", action="store_true", help="a step that trains it all")
     parser.add_argument("--only", nargs="*", choices=list(PROGRAMS)[1:], help="peers; default: all")
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -99,10 +112,16 @@ def main() -> None:
         for name in names:
             epochs = (HEAD_EPOCHS, TOP_EPOCHS) if args.full else (2, 1) if name == "tlx" else (1, 1)
             steps = STEPS if args.full or name == "tlx" else args.steps
+            if args.everything:
+                epochs, steps = (1, 1), args.steps
             schedule = ["--steps", str(steps), "--head-epochs", str(epochs[0])]
-            found = run(folder, name, [*schedule, "--top-epochs", str(epochs[1])], seed)
+            schedule += ["--top-epochs", str(epochs[1]), *["--everything"] * args.everything]
+            found = run(folder, name, schedule, seed)
             results[name].append(whole(found))
             print(name, json.dumps(results[name][-1]), file=sys.stderr, flush=True)
+    if args.everything:
+        print(steps_table(results))
+        return
     measured = (
         "the whole recipe"
         if args.full

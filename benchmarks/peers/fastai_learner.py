@@ -77,7 +77,7 @@ def main():
         learn.freeze()
         learn.fit(args.head_epochs, lr=common.HEAD_RATE)
         watch.phase = "top"
-        learn.freeze_to(-2)
+        learn.freeze_to(0 if args.everything else -2)
         learn.fit(args.top_epochs, lr=common.TOP_RATE)
         logits, labels = learn.get_preds(act=lambda x: x)
     clock.report(int(((logits[:, 0] > 0) == (labels == 1)).sum()), len(labels))

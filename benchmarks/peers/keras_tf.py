@@ -97,7 +97,8 @@ def main():
     for phase, epochs, rate in phases:
         base.trainable = phase == "top"
         for layer in base.layers:
-            layer.trainable = phase == "top" and layer.name.startswith("block5")
+            learns = args.everything or layer.name.startswith("block5")
+            layer.trainable = phase == "top" and learns
         model.compile(
             keras.optimizers.RMSprop(rate, rho=common.RHO, epsilon=common.EPSILON),
             keras.losses.BinaryCrossentropy(from_logits=True),

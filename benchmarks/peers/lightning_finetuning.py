@@ -14,11 +14,11 @@ from torchvision_reference import loaders, network
 
 
 class Net(LightningModule):
-    def __init__(self, weights):
+    def __init__(self, weights, first):
         super().__init__()
         model = network(weights)
-        self.frozen = model.features[:24].requires_grad_(False)
-        self.backbone = model.features[24:]
+        self.frozen = model.features[:first].requires_grad_(False)
+        self.backbone = model.features[first:]
         self.head = model.classifier
         self.right = self.images = 0
 
@@ -77,7 +77,7 @@ def main():
         unfreeze_backbone_at_epoch=args.head_epochs, lambda_func=lambda epoch: 1.0,
         backbone_initial_lr=common.TOP_RATE, should_align=False, train_bn=False,
     )  # fmt: skip
-    net = Net(args.weights)
+    net = Net(args.weights, 0 if args.everything else 24)
     trainer = Trainer(
         accelerator="cpu", max_epochs=args.head_epochs + args.top_epochs,
         limit_train_batches=args.steps, callbacks=[unfreeze, Watch(clock, args.head_epochs)],

@@ -16,7 +16,10 @@ def main() -> None:
     args = common.arguments()
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
-        limit = [] if args.steps >= 100 else [f"trainer.limit_train={args.steps}"]
+        limit = []
+        if args.everything:
+            limit = ["stage.top.train_from=all", "trainer.limit_eval=1"]
+            limit += [f"trainer.limit_train={args.steps}"]
         command = [
             sys.executable, "-m", "tlx.train", "backbone=vgg16", "head=mlp", "stage=finetune",
             "data=folder", f"data.root={args.data}", f"data.image_size={common.SIZE}",
@@ -36,6 +39,7 @@ def main() -> None:
     head, top = metrics["stages"]
     val = metrics["val"]
     print(json.dumps({
+        "top_step": top["seconds"] / args.top_epochs / args.steps,
         "head_epoch": head["seconds"] / args.head_epochs,
         "top_epoch": top["seconds"] / args.top_epochs,
         "once": taken - head["seconds"] - top["seconds"], "seconds": taken,

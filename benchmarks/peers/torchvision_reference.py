@@ -82,7 +82,7 @@ def main():
     result = (0, 1)
     for phase, epochs, rate in phases:
         if phase == "top":
-            model.features[24:].requires_grad_(True)
+            model.features[0 if args.everything else 24 :].requires_grad_(True)
         learning = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.RMSprop(learning, lr=rate, alpha=common.RHO, eps=common.EPSILON)
         for _ in range(epochs):
