@@ -19,9 +19,9 @@ TILES = (2, 3, 4)  # m; larger ones round too coarsely
 PART_BYTES = 1 << 28  # of transformed tiles at once: bounds the memory that a layer takes
 KEPT_BYTES = 1 << 26  # up to so many stay for the backward pass, more are computed again
 
-# What a way costs, in multiplications of a matrix product (benchmarks/limit.py): a channel of a
-# tile beside its products, without and with gradients, whose direct convolutions are slower; the
-# transformed weights, in rows of the product; and the gain worth having.
+# What a way costs, in multiplications of a matrix product, fitted to benchmarks/convolutions.py on
+# cores with AVX2: a channel of a tile beside its products, without and with gradients, whose direct
+# way is slower; the weights' transform, in rows of the product; and the gain worth having.
 CHANNEL, CHANNEL_LEARNING = 200, 60
 WEIGHT_ROWS = 64
 ENOUGH = 1.25
