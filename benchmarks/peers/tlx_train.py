@@ -39,7 +39,8 @@ def main() -> None:
     head, top = metrics["stages"]
     val = metrics["val"]
     print(json.dumps({
-        "top_step": top["seconds"] / args.top_epochs / args.steps,
+        # all that the stage took, one batch of val among it: a little more than its steps
+        **({"top_step": top["seconds"] / args.top_epochs / args.steps} if limit else {}),
         "head_epoch": head["seconds"] / args.head_epochs,
         "top_epoch": top["seconds"] / args.top_epochs,
         "once": taken - head["seconds"] - top["seconds"], "seconds": taken,

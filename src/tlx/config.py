@@ -136,7 +136,9 @@ def _typed(cls: type[T], values: Any, key: str) -> T:
             raise unknown("key", f"{key}.{name}", [f"{key}.{n}" for n in hints])
     required = {f.name for f in fields(cls) if f.default is MISSING}  # type: ignore[arg-type]
     if missing := sorted(required - values.keys()):
-        raise UserError(f"{key}.{missing[0]} is not given.")
+        raise UserError(
+            f"{key}.{missing[0]} is not given; was this saved by another version of tlx?"
+        )
     return cls(**{n: _checked(v, hints[n], f"{key}.{n}") for n, v in values.items()})
 
 

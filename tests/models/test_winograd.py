@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tlx.config import compose, parse
+from tlx.models.folder import SavedModel, build_classifier, load_model, save_model
 from tlx.models.winograd import TILES, Grid, WinogradConv2d, best_grid, use_winograd
+from tlx.training.plan import architecture, preprocessing
 
 SHAPE = (8, 128, 16, 16)
 
@@ -43,13 +46,18 @@ def test_outputs_and_gradients(monkeypatch, settings, m, sides, part_bytes):
     assert all(close(b, a) for a, b in zip(*found, strict=True))
 
 
-def test_only_what_learns_has_gradients():
-    _, fast = pair()
-    fast.requires_grad_(False)
-    fast[0].bias.requires_grad_(True)
-    fast(torch.randn(SHAPE)).sum().backward()
-    assert fast[0].weight.grad is None
-    assert fast[0].bias.grad is not None
+@pytest.mark.parametrize("learning", ["x", "weight", "bias"])
+def test_only_what_learns_has_gradients(monkeypatch, learning):
+    monkeypatch.setattr("tlx.models.winograd.best_grid", lambda s, c, p, _: Grid.of(s, p, 4))
+    found = []
+    for network in pair():
+        conv, x = network[0].requires_grad_(False), torch.ones(SHAPE)
+        tensors = {"x": x, "weight": conv.weight, "bias": conv.bias}
+        tensors[learning].requires_grad_()
+        network(x).sum().backward()
+        assert [name for name, t in tensors.items() if t.grad is not None] == [learning]
+        found.append(tensors[learning].grad)
+    assert close(*found)
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace")
@@ -88,3 +96,13 @@ def test_which_convolutions():
     assert [type(m) is WinogradConv2d for m in network] == [True, True] + [False] * 6
     assert list(network.state_dict()) == list(before)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+def test_the_option_holds_for_the_saved_model(tmp_path, winograd):
+    config = parse(compose(["backbone=squeezenet1_1", f"trainer.winograd={str(winograd).lower()}"]))
+    preprocess = preprocessing(config)
+    design = architecture(config, 2, preprocess)
+    save_model(tmp_path, SavedModel(build_classifier(design), preprocess, ("a", "b")), design)
+    for classifier in (build_classifier(design), load_model(tmp_path).classifier):
+        assert any(isinstance(m, WinogradConv2d) for m in classifier.modules()) is winograd

@@ -16,7 +16,7 @@ from tlx.errors import UserError
 from tlx.models import winograd
 from tlx.models.folder import Architecture, build_classifier
 from tlx.models.preprocess import Preprocess
-from tlx.models.winograd import Grid
+from tlx.models.winograd import Grid, WinogradConv2d
 from tlx.training import cache_estimate
 from tlx.training import features as cache
 from tlx.training.cache_folder import contents
@@ -93,6 +93,8 @@ def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
 def test_the_same_steps_with_all_convolutions_by_winograd(job, monkeypatch):
     monkeypatch.setattr(winograd, "best_grid", lambda shape, _, p, learns: Grid.of(shape, p, 4))
     overrides = ["backbone=squeezenet1_1", "data.image_size=64"]
+    modules = list(job(*overrides).model.classifier.modules())
+    assert any(isinstance(m, WinogradConv2d) for m in modules)
     assert_same_steps(job, monkeypatch, overrides, overrides)
 
 

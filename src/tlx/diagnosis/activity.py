@@ -105,7 +105,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 ENOUGH = 0.5  # of the loss of guessing: what a head that fits the images is far below
 ROUNDS = 60  # of L-BFGS
-CONSTANT = 1e-6  # spread over the images, relative to the features' length
+CONSTANT = 1e-5  # spread over the images, relative to the features' length
 
 
 def one_batch(case: Case) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ class Architecture:
     activation: str
     dropout: float
     classifier: bool = False  # the backbone's own hidden layers are blocks
+    winograd: bool = True
 
 
 def build_classifier(
@@ -52,7 +53,10 @@ def build_classifier(
         dropout=a.dropout,
         norm=backbone.take_head_norm(),
     )
-    return Classifier(backbone, head)
+    classifier = Classifier(backbone, head)
+    if a.winograd:
+        use_winograd(classifier)
+    return classifier
 
 
 def save_weights(path: Path, classifier: Classifier) -> None:
@@ -101,7 +105,6 @@ def load_model(folder: Path) -> SavedModel:
     classifier.requires_grad_(False).eval()
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
-        use_winograd(classifier)
     preprocess = Preprocess.from_dict(description["preprocess"])
     decision = description.get("decision")
     return SavedModel(

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 TILES = (2, 3, 4)  # m; larger ones round too coarsely
-PART_BYTES = 1 << 28  # of transformed tiles at once: bounds the memory that a layer takes
-KEPT_BYTES = 1 << 26  # up to so many stay for the backward pass, more are computed again
+PART_BYTES = 1 << 26  # of transformed tiles at once; a layer takes about four times as many
+# Up to PART_BYTES of them stay for the backward pass; more are computed again.
 
-# What a way costs, in multiplications of a matrix product, fitted to benchmarks/convolutions.py on
-# cores with AVX2: a channel of a tile beside its products, without and with gradients, whose direct
-# way is slower; the weights' transform, in rows of the product; and the gain worth having.
-CHANNEL, CHANNEL_LEARNING = 200, 60
-WEIGHT_ROWS = 64
-ENOUGH = 1.25
+# Costs in multiplications of a matrix product, fitted to benchmarks/convolutions.py on cores with
+# AVX2. Whatever changes here changes features by rounding: raise feature_store.FORMAT with it.
+CHANNEL = 200  # transforming one channel of one value of a tile
+CHANNEL_LEARNING = 60  # less, as gradients the direct way are slow
+WEIGHT_ROWS = 64  # transforming the weights, in rows of the product
+ENOUGH = 1.25  # times as fast
 
 
 def use_winograd(model: nn.Module) -> None:
@@ -134,9 +134,9 @@ class Grid(NamedTuple):
     def rows(self, images: int) -> int:
         return images * self.down * self.across
 
-    def parts(self, x: Tensor) -> Iterator[slice]:
-        """Of the batch."""
-        row = 4 * (self.m + 2) ** 2 * x.shape[1]
+    def parts(self, x: Tensor, outputs: int) -> Iterator[slice]:
+        """Of the batch, for so many channels of outputs."""
+        row = 4 * (self.m + 2) ** 2 * max(x.shape[1], outputs)
         images = max(1, PART_BYTES // (row * self.rows(1)))
         return (slice(i, i + images) for i in range(0, len(x), images))
 
@@ -193,42 +193,39 @@ class _Winograd(torch.autograd.Function):
         size = (len(x), k, grid.height, grid.width)
         # not a view: an activation that works in place may follow
         y = torch.empty(size, memory_format=torch.channels_last)
-        for part in grid.parts(x):
+        for part in grid.parts(x, k):
             tiles = grid.tiles(x[part])
-            if len(x[part]) == len(x) and tiles.nbytes <= KEPT_BYTES:
+            if ctx.needs_input_grad[1] and len(x[part]) == len(x):
                 kept = tiles
             products = torch.bmm(tiles, u.transpose(1, 2))
+            del tiles
             outputs = grid.outputs(products, len(x[part]))
+            del products
             outputs = outputs if bias is None else outputs + bias
             y[part] = outputs.permute(0, 3, 1, 2)
         ctx.grid = grid
-        ctx.save_for_backward(x, u, kept)
+        ctx.save_for_backward(x, weight, u if ctx.needs_input_grad[0] else None, kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, kept = ctx.saved_tensors
+        x, weight, u, kept = ctx.saved_tensors
         grid: Grid = ctx.grid
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         du: Tensor | None = None
-        dx = torch.empty_like(x, memory_format=torch.channels_last)
-        for part in grid.parts(x):
+        dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_x else None
+        for part in grid.parts(x, len(weight)) if needs_x or needs_weight else ():
             products = grid.apart(dy[part])
             if needs_weight:
                 tiles = grid.tiles(x[part]) if kept is None else kept
                 pair = products.transpose(1, 2), tiles
                 du = torch.bmm(*pair) if du is None else du.baddbmm_(*pair)
-            if needs_x:
+            if dx is not None:
                 summed = grid.summed(torch.bmm(products, u), len(x[part]))
                 dx[part] = summed.permute(0, 3, 1, 2)
         dw = None
         if du is not None:
-            dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *u.shape[1:])
+            dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *weight.shape[:2])
             dw = dw.permute(2, 3, 0, 1)
-        return (
-            dx if needs_x else None,
-            dw,
-            dy.sum((0, 2, 3)) if needs_bias else None,
-            None,
-        )
+        return dx, dw, dy.sum((0, 2, 3)) if needs_bias else None, None

@@ -21,7 +21,6 @@ from tlx.models.decision import positive_class
 from tlx.models.folder import Architecture, SavedModel, build_classifier
 from tlx.models.preprocess import Preprocess
 from tlx.models.weights import resolve_weights
-from tlx.models.winograd import use_winograd
 from tlx.specs import Config
 from tlx.training.devices import choose_precision, keep_freed_memory
 from tlx.training.drift import Statistics, statistics
@@ -87,8 +86,6 @@ def prepare(config: Config, folder: Path) -> Job:
     config = replace(config, stages=plain_stages(classifier, config.stages))
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)
-        if config.trainer.winograd:
-            use_winograd(classifier)
     model = SavedModel(classifier, preprocess, manifest.classes)
     is_held = any(stage.l2_sp is not None for stage in config.stages)
     pretrained = pretrained_weights(classifier) if is_held else {}

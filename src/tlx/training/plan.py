@@ -53,6 +53,7 @@ def architecture(config: Config, num_classes: int, preprocess: Preprocess) -> Ar
         activation=config.head.activation,
         dropout=config.head.dropout,
         classifier=config.backbone.classifier,
+        winograd=config.trainer.winograd,
     )
 
 

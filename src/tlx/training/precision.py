@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch import nn
+
+from tlx.models.winograd import use_winograd
 
 FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # Intel, Intel and AMD, Arm
 ENOUGH = 1.2  # times as fast as float32: below that the coarser numbers are not worth it
@@ -33,15 +35,20 @@ def bf16_on_cpu() -> tuple[bool, str]:
 
 
 def rate(dtype: torch.dtype) -> float:
-    """Operations a second of a VGG-like convolution, forward and backward, on all threads."""
-    channels, side = 64, 28
+    """Operations a second of VGG's kind of convolution, forward and backward, on all threads.
+
+    As training computes it: in float32 by Winograd's algorithm.
+    """
+    channels, side = 256, 14
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, channels, side, side, generator=generator).to(dtype)
-    w = torch.randn(channels, channels, 3, 3, generator=generator).to(dtype)
-    x, w = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
+    x = torch.randn(8, channels, side, side, generator=generator).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, dtype=dtype))
+    conv.to(memory_format=torch.channels_last)
+    use_winograd(conv)
 
     def work() -> None:
-        F.conv2d(x, w, padding=1).sum().backward()  # type: ignore[no-untyped-call]
+        conv(x).sum().backward()
 
     operations = 3 * 2 * 9 * channels**2 * side**2 * len(x)  # backward counts twice
     return operations / fastest(work)
