@@ -24,6 +24,15 @@ def pair(padding: int = 1, *, bias: bool = True) -> tuple[nn.Sequential, nn.Sequ
     return direct, fast
 
 
+def always(monkeypatch: pytest.MonkeyPatch, m: int, *, ahead: bool = True) -> None:
+    """Choose m, whatever is faster; without `ahead` for gradients alone."""
+
+    def choice(shape: tuple[int, ...], _: object, padding: int, *, back: bool) -> Grid | None:
+        return Grid.of(shape, padding, m) if ahead or back else None
+
+    monkeypatch.setattr("tlx.models.winograd.best_grid", choice)
+
+
 def close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() < 2e-5 * b.norm())
 
@@ -31,12 +40,13 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("settings", [{"padding": 0}, {"bias": False}, {}])
 @pytest.mark.parametrize("m", TILES)
 @pytest.mark.parametrize("sides", [(14, 14), (9, 13), (3, 7)])
-@pytest.mark.parametrize("part_bytes", [1 << 17, 1 << 28])
-def test_outputs_and_gradients(monkeypatch, settings, m, sides, part_bytes):
-    """Of sides that tiles divide and do not, in several parts and in one."""
+@pytest.mark.parametrize("way", ["whole", "parts", "gradients alone"])
+def test_outputs_and_gradients(monkeypatch, settings, m, sides, way):
+    """Of sides that tiles divide and do not."""
     direct, fast = pair(**settings)
-    monkeypatch.setattr("tlx.models.winograd.PART_BYTES", part_bytes)
-    monkeypatch.setattr("tlx.models.winograd.best_grid", lambda s, c, p, _: Grid.of(s, p, m))
+    if way == "parts":
+        monkeypatch.setattr("tlx.models.winograd.PART_BYTES", 1 << 17)
+    always(monkeypatch, m, ahead=way != "gradients alone")
     found = []
     for network in (direct, fast):
         x = torch.randn(3, 128, *sides, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -48,7 +58,7 @@ def test_outputs_and_gradients(monkeypatch, settings, m, sides, part_bytes):
 
 @pytest.mark.parametrize("learning", ["x", "weight", "bias"])
 def test_only_what_learns_has_gradients(monkeypatch, learning):
-    monkeypatch.setattr("tlx.models.winograd.best_grid", lambda s, c, p, _: Grid.of(s, p, 4))
+    always(monkeypatch, 4)
     found = []
     for network in pair():
         conv, x = network[0].requires_grad_(False), torch.ones(SHAPE)
@@ -68,8 +78,8 @@ def test_steps_aside(monkeypatch):
     def never(*_: object) -> None:
         raise AssertionError("the direct way was wanted")
 
-    assert best_grid(SHAPE, (128, 96), 1, learns=True) is not None
-    assert best_grid(SHAPE, (128, 96), 1, learns=False) is None
+    assert best_grid(SHAPE, (128, 96), 1, back=True) is not None
+    assert best_grid(SHAPE, (128, 96), 1, back=False) is None
     monkeypatch.setattr("tlx.models.winograd._Winograd.apply", never)
     x = torch.randn(SHAPE)
     with pytest.raises(AssertionError, match="direct way"):

@@ -91,7 +91,7 @@ def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
 
 
 def test_the_same_steps_with_all_convolutions_by_winograd(job, monkeypatch):
-    monkeypatch.setattr(winograd, "best_grid", lambda shape, _, p, learns: Grid.of(shape, p, 4))
+    monkeypatch.setattr(winograd, "best_grid", lambda shape, _, p, back: Grid.of(shape, p, 4))
     overrides = ["backbone=squeezenet1_1", "data.image_size=64"]
     modules = list(job(*overrides).model.classifier.modules())
     assert any(isinstance(m, WinogradConv2d) for m in modules)

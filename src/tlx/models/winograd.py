@@ -22,7 +22,7 @@ PART_BYTES = 1 << 26  # of transformed tiles at once; a layer takes about four t
 # Costs in multiplications of a matrix product, fitted to benchmarks/convolutions.py on cores with
 # AVX2. Whatever changes here changes features by rounding: raise feature_store.FORMAT with it.
 CHANNEL = 200  # transforming one channel of one value of a tile
-CHANNEL_LEARNING = 60  # less, as gradients the direct way are slow
+CHANNEL_BACK = 60  # the same for the way back: less, as direct gradients are slow
 WEIGHT_ROWS = 64  # transforming the weights, in rows of the product
 ENOUGH = 1.25  # times as fast
 
@@ -54,14 +54,19 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
-        grid = self._grid(input)
+        if not self._is_plain(input):
+            return super().forward(input)
+        settings = tuple(input.shape), (self.in_channels, self.out_channels), int(self.padding[0])
+        ahead = best_grid(*settings, back=False)
+        learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        grid = best_grid(*settings, back=True) if learns else ahead
         if grid is None:
             return super().forward(input)
-        output: Tensor = _Winograd.apply(input, self.weight, self.bias, grid)
+        output: Tensor = _Winograd.apply(input, self.weight, self.bias, grid, ahead is not None)
         return output
 
-    def _grid(self, x: Tensor) -> "Grid | None":
-        is_plain = (
+    def _is_plain(self, x: Tensor) -> bool:
+        return (
             x.dim() == 4
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
@@ -69,23 +74,18 @@ class WinogradConv2d(nn.Conv2d):
             and not torch.compiler.is_compiling()
             and not torch._C._get_tracing_state()
         )
-        if not is_plain:
-            return None
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        channels = (self.in_channels, self.out_channels)
-        return best_grid(tuple(x.shape), channels, int(self.padding[0]), learns)
 
 
 @cache
 def best_grid(
-    shape: tuple[int, ...], channels: tuple[int, int], padding: int, learns: bool
+    shape: tuple[int, ...], channels: tuple[int, int], padding: int, *, back: bool
 ) -> "Grid | None":
-    """The fastest way from inputs (B, C, H, W) to outputs; None is the direct way.
+    """The fastest way from inputs (B, C, H, W) to outputs, or back to gradients; None: directly.
 
     It follows from the shapes alone, so that runs can be repeated.
     """
     products = channels[0] * channels[1]
-    beside = (CHANNEL_LEARNING if learns else CHANNEL) * sum(channels)
+    beside = (CHANNEL_BACK if back else CHANNEL) * sum(channels)
 
     def cost(grid: Grid) -> int:
         rows = grid.rows(shape[0])
@@ -182,13 +182,27 @@ class Grid(NamedTuple):
         return products.view(len(products), -1, k)
 
 
+def transformed(weight: Tensor, m: int) -> Tensor:
+    """(t², K, C) of weights (K, C, 3, 3)."""
+    weights = transforms(m)[1]
+    u = weights @ weight.permute(2, 3, 0, 1).reshape(9, -1)
+    return u.view(len(weights), *weight.shape[:2])
+
+
 class _Winograd(torch.autograd.Function):
     """Transformed tiles times transformed weights: a matrix product for each of a tile's values."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: "Grid") -> Tensor:
-        k, c = weight.shape[:2]
-        u = (transforms(grid.m)[1] @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, k, c)
+    def forward(  # noqa: PLR0913, PLR0917
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid, fast_ahead: bool
+    ) -> Tensor:
+        """`fast_ahead`: else the outputs are computed directly, only gradients by the grid."""
+        ctx.grid = grid
+        if not fast_ahead:
+            ctx.save_for_backward(x, weight, None, None)
+            return F.conv2d(x, weight, bias, padding=grid.padding)
+        k = len(weight)
+        u = transformed(weight, grid.m)
         kept: Tensor | None = None
         size = (len(x), k, grid.height, grid.width)
         # not a view: an activation that works in place may follow
@@ -203,7 +217,6 @@ class _Winograd(torch.autograd.Function):
             del products
             outputs = outputs if bias is None else outputs + bias
             y[part] = outputs.permute(0, 3, 1, 2)
-        ctx.grid = grid
         ctx.save_for_backward(x, weight, u if ctx.needs_input_grad[0] else None, kept)
         return y
 
@@ -213,6 +226,8 @@ class _Winograd(torch.autograd.Function):
         x, weight, u, kept = ctx.saved_tensors
         grid: Grid = ctx.grid
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if u is None and needs_x:
+            u = transformed(weight, grid.m)
         du: Tensor | None = None
         dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_x else None
         for part in grid.parts(x, len(weight)) if needs_x or needs_weight else ():
@@ -228,4 +243,4 @@ class _Winograd(torch.autograd.Function):
         if du is not None:
             dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *weight.shape[:2])
             dw = dw.permute(2, 3, 0, 1)
-        return dx, dw, dy.sum((0, 2, 3)) if needs_bias else None, None
+        return dx, dw, dy.sum((0, 2, 3)) if needs_bias else None, None, None
