@@ -1,7 +1,6 @@
 """Pictures small enough to make anew for every test, and tests that leave nothing behind."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,9 +49,8 @@ def image_folder(tmp_path: Path, make_folder: Callable[[Path], Path]) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that a test computes ends in the user's cache."""
-    if "TLX_CACHE_DIR" not in os.environ:
-        monkeypatch.setenv("TLX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    """Nothing that a test computes ends in the user's cache, or comes from there."""
+    monkeypatch.setenv("TLX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(autouse=True)

@@ -46,9 +46,9 @@ def test_a_resumed_run_computes_as_it_began(monkeypatch, tmp_path, spec):
 
 
 def test_the_rate_counts_the_convolutions_arithmetic(monkeypatch):
-    """Forward: 2 operations a multiplication, 64 × 64 × 9 weights, 4 × 28 × 28 places."""
+    """Forward: 2 operations a multiplication, 256 × 256 × 9 weights, 8 × 14 × 14 places."""
     monkeypatch.setattr(precision, "fastest", lambda work: 0.5)
-    assert precision.rate(torch.float32) == 3 * 2 * 64 * 64 * 9 * 4 * 28 * 28 / 0.5
+    assert precision.rate(torch.float32) == 3 * 2 * 256 * 256 * 9 * 8 * 14 * 14 / 0.5
 
 
 def test_compiling_without_a_compiler_is_refused_before_work(monkeypatch):
