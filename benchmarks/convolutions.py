@@ -11,7 +11,7 @@ several calls each, all in turn.
 import torch
 from torch import nn
 
-from tlx.models.winograd import TILES, Grid, _Winograd, best_grid
+from tlx.models.winograd import TILES, Grid, Winograd, best_grid
 from tlx.training.devices import keep_freed_memory
 from tlx.training.precision import fastest
 
@@ -38,7 +38,7 @@ def row(c: int, k: int, side: int, images: int) -> str:
             with torch.set_grad_enabled(learns):
                 grid = Grid.of(tuple(x.shape), 1, m) if m is not None else None
                 fast = (x, conv.weight, conv.bias, grid, ahead or not learns)
-                y = _Winograd.apply(*fast) if grid else conv(x)
+                y = Winograd.apply(*fast) if grid else conv(x)
             if learns:
                 y.backward(gradient)
 

@@ -80,7 +80,7 @@ def test_steps_aside(monkeypatch):
 
     assert best_grid(SHAPE, (128, 96), 1, back=True) is not None
     assert best_grid(SHAPE, (128, 96), 1, back=False) is None
-    monkeypatch.setattr("tlx.models.winograd._Winograd.apply", never)
+    monkeypatch.setattr("tlx.models.winograd.Winograd.apply", never)
     x = torch.randn(SHAPE)
     with pytest.raises(AssertionError, match="direct way"):
         fast(x)

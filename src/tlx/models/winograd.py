@@ -62,7 +62,7 @@ class WinogradConv2d(nn.Conv2d):
         grid = best_grid(*settings, back=True) if learns else ahead
         if grid is None:
             return super().forward(input)
-        output: Tensor = _Winograd.apply(input, self.weight, self.bias, grid, ahead is not None)
+        output: Tensor = Winograd.apply(input, self.weight, self.bias, grid, ahead is not None)
         return output
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -189,7 +189,7 @@ def transformed(weight: Tensor, m: int) -> Tensor:
     return u.view(len(weights), *weight.shape[:2])
 
 
-class _Winograd(torch.autograd.Function):
+class Winograd(torch.autograd.Function):
     """Transformed tiles times transformed weights: a matrix product for each of a tile's values."""
 
     @staticmethod
