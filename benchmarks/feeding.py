@@ -7,8 +7,9 @@ make float32 batches of 32 at 224 pixels: decoded, scaled to 256, cut out of the
 up to 40°, shifted, sheared and zoomed by up to 0.2 with bilinear interpolation, mirrored, and
 normalised. torchvision's way is ImageFolder, its transforms (v1) and a DataLoader; tlx's is its
 data set with `augment=keras` and its loader, and `Preprocess.normalize`, as in a training step.
-The two take turns; one core each, and what counts is the processor's time, with workers theirs
-too. Then: tlx's parts one by one; the decode cache; large photographs decoded at a reduced size.
+They take turns. First one core each, and what counts is the processor's time, with workers theirs
+too, also with the decode cache; then all cores, by the clock. Then: tlx's parts one by one; large
+photographs decoded at a reduced size.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from tlx.data.datamodule import ImageData
 from tlx.data.decoded import DecodeCache
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest, Sample
+from tlx.data.parallel import cores
 from tlx.data.pixels import decode_pixels
 from tlx.data.scan import scan
 from tlx.models.preprocess import Preprocess
@@ -91,32 +93,36 @@ def tlxs(data: ImageData) -> Iterable[torch.Tensor]:
     return (data.preprocess.normalize(images) for images, _, _ in data.train_dataloader())
 
 
-def processor_seconds(batches: Callable[[], Iterable[torch.Tensor]]) -> float:
+def processor_seconds() -> float:
     """With that of workers, which end with the loader."""
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
-    def now() -> float:
-        used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(u.ru_utime + u.ru_stime for u in used)
 
-    start = now()
+def seconds(batches: Callable[[], Iterable[torch.Tensor]], clock: Callable[[], float]) -> float:
+    start = clock()
     for images in batches():
         assert images.dtype == torch.float32
-    return now() - start
+    return clock() - start
 
 
-def speeds(ways: dict[str, Callable[[], Iterable[torch.Tensor]]], repeats: int) -> None:
-    """Images a second of one core, and how many times the first way's; the ways take turns."""
+def speeds(
+    ways: dict[str, Callable[[], Iterable[torch.Tensor]]],
+    repeats: int,
+    clock: Callable[[], float] = processor_seconds,
+) -> None:
+    """Images a second, and how many times the first way's; the ways take turns."""
     for way in ways.values():
-        processor_seconds(way)
-    seconds = {name: list[float]() for name in ways}
+        seconds(way, clock)
+    taken = {name: list[float]() for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            seconds[name].append(processor_seconds(way))
-    first = next(iter(seconds.values()))
-    for name, times in seconds.items():
+            taken[name].append(seconds(way, clock))
+    first = next(iter(taken.values()))
+    for name, times in taken.items():
         ratios = [a / b for a, b in zip(first, times, strict=True)]
         print(
-            f"  {name:34} {IMAGES / statistics.median(times):6.0f} images/s per core, "
+            f"  {name:34} {IMAGES / statistics.median(times):6.0f} images/s, "
             f"{statistics.median(ratios):5.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
         )
 
@@ -144,7 +150,7 @@ def parts(root: Path, paths: list[str], preprocess: Preprocess, augment: Augment
         "decode": lambda i: decode_pixels(data[i], files[i], full),
         "resize and cut": lambda i: preprocess(pixels[i], None),
         "draw the augmentation": lambda i: augment.draw(0, 1, i),
-        "augment": lambda i: apply(fitted[i], params[i]),
+        "augment": lambda i: apply(fitted[i][None], [params[i]]),
         "collate": lambda i: torch.stack(fitted[:BATCH]) if i % BATCH == 0 else None,
         "normalise": lambda i: preprocess.normalize(batch) if i % BATCH == 0 else None,
     }.items():
@@ -212,7 +218,7 @@ def main() -> None:
         plain = {workers: data(workers) for workers in (0, 1)}
         kept = {where: data(0, decode_cache=DecodeCache(where, 10**9)) for where in ("ram", "disk")}
         for workers in (0, 1):
-            print(f"{workers} workers")
+            print(f"one core, workers: {workers}")
             ways: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
                 "torchvision": lambda w=workers: torchvisions(root, preprocess, w),
                 "tlx": lambda w=workers: tlxs(plain[w]),
@@ -221,7 +227,16 @@ def main() -> None:
                 for where, images in kept.items():
                     ways[f"tlx, data.decode_cache={where}"] = lambda d=images: tlxs(d)
             speeds(ways, repeats)
-        print("tlx's parts")
+        print(f"all cores, {cores()}")
+        torch.set_num_threads(cores())
+        ways = {
+            "torchvision without workers": lambda: torchvisions(root, preprocess, 0),
+            f"torchvision, workers: {cores()}": lambda: torchvisions(root, preprocess, cores()),
+            "tlx without workers, its default": lambda: tlxs(plain[0]),
+        }
+        speeds(ways, repeats, time.perf_counter)
+        torch.set_num_threads(1)
+        print("tlx's parts, one core")
         parts(root, paths, preprocess, augment)
         print("4000x3000")
         reduced(Path(temporary) / "large", preprocess)

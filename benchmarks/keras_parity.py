@@ -94,7 +94,7 @@ def speed() -> None:
         ]
     )
     contestants: dict[str, Callable[[int], object]] = {
-        "tlx": lambda view: apply(pixels, augment.draw(0, view, 0)),
+        "tlx": lambda view: apply(pixels[None], [augment.draw(0, view, 0)])[0],
         "torchvision on PIL": lambda view: torchvision(picture),
         "keras": lambda view: keras.random_transform(floats),
     }

@@ -66,16 +66,17 @@ def by_scipy(image: torch.Tensor, affine: Affine) -> NDArray[np.float64]:
 )
 def test_pixels_are_scipys(image: torch.Tensor, settings: dict[str, float], fill_mode: str) -> None:
     affine = Affine(**settings, fill_mode=fill_mode, cval=77.0)
-    difference = np.abs(warp(image, affine).numpy() - by_scipy(image, affine))
+    difference = np.abs(warp(image[None], [affine])[0].numpy() - by_scipy(image, affine))
     # a point that lies on the rim or the seam may fall to either side
     assert np.mean(difference > 0.02) < 0.002
 
 
 def test_a_whole_shift_moves_along_its_own_side(image: torch.Tensor) -> None:
-    left = warp(image, Affine(shift_x=0.25)).round().byte()
+    left = warp(image[None], [Affine(shift_x=0.25)])[0].round().byte()
     assert torch.equal(left[:, :, :-10], image[:, :, 10:])
     assert torch.equal(left[:, :, -10:], image[:, :, -1:].expand(3, HEIGHT, 10))
-    down = warp(image, Affine(pixels_y=-3.0, fill_mode="constant", cval=9.0)).round().byte()
+    affine = Affine(pixels_y=-3.0, fill_mode="constant", cval=9.0)
+    down = warp(image[None], [affine])[0].round().byte()
     assert torch.equal(down[:, 3:], image[:, :-3])
     assert (down[:, :3] == 9).all()
 
@@ -83,6 +84,7 @@ def test_a_whole_shift_moves_along_its_own_side(image: torch.Tensor) -> None:
 @pytest.mark.parametrize("fill_mode", FILL_MODES)
 def test_mirroring_comes_last(image: torch.Tensor, fill_mode: str) -> None:
     affine = Affine(angle=20.0, shift_x=0.3, zoom_y=1.4, fill_mode=fill_mode)
-    plain = warp(image, affine)
+    plain = warp(image[None], [affine])[0]
     for mirrors, axes in [((True, False), [2]), ((False, True), [1]), ((True, True), [1, 2])]:
-        assert torch.allclose(warp(image, affine, mirrors), plain.flip(axes), atol=0.02)
+        moved = warp(image[None], [affine], [mirrors])[0]
+        assert torch.allclose(moved, plain.flip(axes), atol=0.02)

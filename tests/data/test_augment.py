@@ -45,7 +45,7 @@ def test_none_is_the_image_itself(image: torch.Tensor) -> None:
     assert not quiet.is_random
     params = quiet.draw(0, 1, 2)
     assert params == AugmentParams()
-    assert apply(image, params) is image
+    assert torch.equal(apply(image[None], [params])[0], image)
     assert mix(image, image.flip(2), params) is image
 
 
@@ -76,11 +76,24 @@ def test_what_is_drawn_is_applied_alike(image: torch.Tensor) -> None:
     for view in range(10):
         params = EVERYTHING.draw(0, view, 7)
         before = image.clone()
-        once = apply(image, params)
+        once = apply(image[None], [params])[0]
         torch.manual_seed(view)
-        assert torch.equal(apply(image, params), once)
+        assert torch.equal(apply(image[None], [params])[0], once)
         assert torch.equal(image, before)
         assert (once.dtype, once.shape) == (torch.uint8, image.shape)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_batch_is_its_images_one_by_one(
+    image: torch.Tensor, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.stack([image.roll(shift, 2) for shift in range(7)])
+    params = [EVERYTHING.draw(0, view, 7) for view in range(4)]
+    params[2:2] = [AugmentParams(), AugmentParams(flip_vertical=True)]
+    params += [AugmentParams(affine=Affine(angle=9.0, fill_mode="constant", cval=200.0))]
+    expected = [apply(one[None], [p])[0] for one, p in zip(images, params, strict=True)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(apply(images, params), torch.stack(expected))
 
 
 def test_sample_keys_never_change() -> None:
@@ -177,15 +190,17 @@ def flat(params: AugmentParams) -> dict[str, object]:
 
 
 def test_flips_are_exact(image: torch.Tensor) -> None:
-    assert torch.equal(apply(image, AugmentParams(flip_horizontal=True)), TF.horizontal_flip(image))
-    assert torch.equal(apply(image, AugmentParams(flip_vertical=True)), TF.vertical_flip(image))
+    params = [AugmentParams(flip_horizontal=True), AugmentParams(flip_vertical=True)]
+    across, down = apply(torch.stack([image, image]), params)
+    assert torch.equal(across, TF.horizontal_flip(image))
+    assert torch.equal(down, TF.vertical_flip(image))
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 1.7])
 def test_brightness_is_pillows(image: torch.Tensor, factor: float) -> None:
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     expected = np.asarray(ImageEnhance.Brightness(picture).enhance(factor))
-    moved = apply(image, AugmentParams(brightness=factor)).permute(1, 2, 0).numpy()
+    moved = apply(image[None], [AugmentParams(brightness=factor)])[0].permute(1, 2, 0).numpy()
     assert np.array_equal(moved, expected)
 
 
@@ -193,7 +208,7 @@ def test_brightness_is_pillows(image: torch.Tensor, factor: float) -> None:
 def test_channel_shift_stays_within_the_images_range(image: torch.Tensor, amount: float) -> None:
     pixels = image.numpy().astype(float)
     expected = np.clip(pixels + amount, pixels.min(), pixels.max())
-    moved = apply(image, AugmentParams(channel_shift=amount))
+    moved = apply(image[None], [AugmentParams(channel_shift=amount)])[0]
     assert np.array_equal(moved.numpy(), expected)
 
 
@@ -207,14 +222,14 @@ def test_the_policy_comes_after_keras_and_erasing_last(image: torch.Tensor) -> N
     ]
     expected = image
     for step in steps:
-        expected = apply(expected, step)
+        expected = apply(expected[None], [step])[0]
     together = AugmentParams(
         affine=Affine(angle=20.0),
         flip_horizontal=True,
         operations=(Operation("solarize", 0.5), Operation("equalize")),
         erasing=rectangle,
     )
-    assert torch.equal(apply(image, together), expected)
+    assert torch.equal(apply(image[None], [together])[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def test_train_items_are_augmented_by_view(
     plain = preprocess(Image.open(manifest.root / sample.path))
     for view in (0, 4):
         image, target, index = dataset[5, view]
-        assert torch.equal(image, apply(plain, LIGHT.draw(3, view, sample_key(sample.path))))
+        params = LIGHT.draw(3, view, sample_key(sample.path))
+        assert torch.equal(image, apply(plain[None], [params])[0])
         assert (manifest.classes[target], index) == (sample.label, 5)
     assert not torch.equal(dataset[5, 0][0], dataset[5, 4][0])
 

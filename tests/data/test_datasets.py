@@ -14,6 +14,7 @@ from tlx.data.datasets import FeatureDataset, ImageDataset
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest, Sample
 from tlx.data.targets import TargetPolicy, train_targets
+from tlx.errors import UserError
 
 CLASSES = ("blue", "green", "red")
 SHAKE = {"horizontal_flip": True, "rotation_range": 20.0, "zoom_range": (0.8, 1.2)}
@@ -83,6 +84,23 @@ def test_any_image_can_be_the_partner(make) -> None:
     assert {dataset._partner(params.mix) for params in draws} == set(range(24))
 
 
+@pytest.mark.parametrize("augment", [SHAKE, {**SHAKE, "mixup": 0.4}, {"crop_scale": (0.2, 0.9)}])
+def test_threads_make_the_batch_of_single_items(make, augment, monkeypatch) -> None:
+    dataset = make(**augment)
+    items = [(index, index % 3) for index in (5, 0, 23, 5, 11, 2, 17)]
+    expected = default_collate([dataset[item] for item in items])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert all(map(torch.equal, dataset.__getitems__(items), expected))
+
+
+def test_a_file_that_a_thread_cannot_read_is_named(make, monkeypatch) -> None:
+    dataset = make()
+    dataset.files[4] = dataset.files[4].with_name("gone.png")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(UserError, match=r"gone\.png.*Restore the file"):
+        dataset.__getitems__([(index, 0) for index in range(8)])
+
+
 @pytest.mark.parametrize("mixed", [True, False])
 def test_features_have_the_targets_of_their_images(make, mixed: bool) -> None:
     images = make(mixed, cutmix=float(mixed), **SHAKE)
@@ -104,7 +122,8 @@ def test_a_crop_is_taken_from_the_picture_before_it_is_resized(make, samples, im
         picture = Image.open(image_folder / samples[index].path)
         box = crop_box(params, *picture.size)
         assert (box[2] - box[0]) * (box[3] - box[1]) < 0.6 * picture.width * picture.height
-        assert torch.equal(dataset[index, 3][0], apply(preprocess(picture, box), params))
+        expected = apply(preprocess(picture, box)[None], [params])[0]
+        assert torch.equal(dataset[index, 3][0], expected)
 
 
 @pytest.mark.parametrize(("alpha", "shade"), [("white", 255), ("black", 0)])

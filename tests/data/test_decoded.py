@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -71,8 +72,8 @@ def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
-def names(data: ImageData) -> set[str]:
-    return {path.name for path in data.kept["val"].folder.iterdir()} - {"entry.json"}
+def names(data: ImageData, split: str = "val") -> set[str]:
+    return {path.name for path in data.kept[split].folder.iterdir()} - {"entry.json"}
 
 
 def without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +99,28 @@ def test_the_cache_changes_nothing_and_spares_decoding(
     without_decoding(monkeypatch)
     assert equal(batches(data), expected)
     assert equal(batches(make(where)), expected)  # another run's
+
+
+def test_threads_may_keep_the_same_picture_at_once(
+    image_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "red/0.png"
+    sample = Sample(path, "red", "train", "", scan(image_folder, [path])[path].sha256)
+    both, replace = Barrier(2, timeout=30), Path.replace
+
+    def together(path: Path, target: Path) -> Path:
+        both.wait()
+        return replace(path, target)
+
+    data = ImageData(
+        Manifest.of(image_folder, [sample] * 2), Squash(), augment=Augment(), batch_size=2,
+        num_workers=0, seed=1, decode_cache=DecodeCache("disk", 100 * BYTES),
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(Path, "replace", together)
+    data.dataset("train").__getitems__([(0, 0), (1, 0)])
+    assert "no more images" not in caplog.text
+    assert len(names(data, "train")) == 1
 
 
 def test_what_is_beyond_the_bytes_is_decoded_each_time(

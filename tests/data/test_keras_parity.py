@@ -64,7 +64,7 @@ def given(drawn: NDArray[np.float64], fill_mode: str) -> AugmentParams:
 
 def ours(photograph: NDArray[np.uint8], drawn: NDArray[np.float64], fill_mode: str) -> Any:
     image = torch.from_numpy(photograph.copy()).permute(2, 0, 1).contiguous()
-    return apply(image, given(drawn, fill_mode)).permute(1, 2, 0).numpy()
+    return apply(image[None], [given(drawn, fill_mode)])[0].permute(1, 2, 0).numpy()
 
 
 def test_the_record_is_of_every_parameter_and_fill_mode() -> None:

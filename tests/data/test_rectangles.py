@@ -81,7 +81,7 @@ def test_as_often_and_as_large_as_asked() -> None:
     shares = []
     for view in range(1000):
         params = Augment(erasing=0.3).draw(0, view, 5)
-        shares.append((apply(image, params) == 128).float().mean().item())
+        shares.append((apply(image[None], [params]) == 128).float().mean().item())
     hit = [share for share in shares if share > 0]
     assert abs(len(hit) / 1000 - 0.3) < 0.05
     assert 0.01 < min(hit) < 0.04

@@ -73,7 +73,7 @@ def test_with_both_mirror_images_four_views_are_all_of_them(model, files):
 
 def test_further_views_are_draws_of_trainings_augmentation_equal_for_all(model, files):
     views = [
-        by_hand(model, files, lambda image, v=view: apply(image, SHAKE.draw(5, v, 0)))
+        by_hand(model, files, lambda image, v=view: apply(image[None], [SHAKE.draw(5, v, 0)])[0])
         for view in (1, 2, 3)
     ]
     expected = np.mean([by_hand(model, files), *views], axis=0)

@@ -1,6 +1,7 @@
-"""Keras's random affine transform of one image, with its parameters, order and fill modes."""
+"""Keras's random affine transform of images, with its parameters, order and fill modes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,35 +34,46 @@ class Affine:
     cval: float = 0.0  # of fill_mode constant, 0 to 255
 
 
-def warp(image: Tensor, affine: Affine, mirrors: tuple[bool, bool] = (False, False)) -> Tensor:
-    """(C, H, W) uint8 → float32 from 0 to 255, not rounded; bilinear, then mirrored in x, in y."""
-    height, width = image.shape[1:]
-    places = _places(affine, mirrors, width, height)
+def warp(
+    images: Tensor, affines: Sequence[Affine], mirrors: Sequence[tuple[bool, bool]] | None = None
+) -> Tensor:
+    """(B, C, H, W) uint8 → float32 from 0 to 255, not rounded: each image by its own transform.
+
+    Bilinear, then mirrored in x, in y. All have the first one's fill mode.
+    """
+    height, width = images.shape[2:]
+    first = affines[0]
+    places = _places(affines, mirrors or [(False, False)] * len(affines), width, height)
     rim = 1 - torch.tensor([1 / width, 1 / height])[:, None, None]
-    beyond = places.abs() > rim + _EDGE if affine.fill_mode in ("constant", "wrap") else None
-    if beyond is not None and affine.fill_mode == "wrap":
+    beyond = places.abs() > rim + _EDGE if first.fill_mode in ("constant", "wrap") else None
+    if beyond is not None and first.fill_mode == "wrap":
         places = torch.where(beyond, torch.remainder(places + rim, 2 * rim) - rim, places)
     moved = F.grid_sample(
-        image[None].float(),
-        places.permute(1, 2, 0)[None],
+        images.float(),
+        places.permute(0, 2, 3, 1),
         mode="bilinear",
-        padding_mode="reflection" if affine.fill_mode == "reflect" else "border",
+        padding_mode="reflection" if first.fill_mode == "reflect" else "border",
         align_corners=False,
-    )[0]
-    if beyond is not None and affine.fill_mode == "constant":
-        moved.masked_fill_(beyond.any(0), affine.cval)
+    )
+    if beyond is not None and first.fill_mode == "constant":
+        moved.masked_fill_(beyond.any(1, keepdim=True), first.cval)
     return moved
 
 
-def _places(affine: Affine, mirrors: tuple[bool, bool], width: int, height: int) -> Tensor:
-    """(2, H, W): x and y as grid_sample counts, 0 the centre, 1 half a pixel beyond the rim."""
-    units = torch.tensor([2 / width, 2 / height])[:, None]
-    xx, xy, x0, yx, yy, y0 = _matrix(affine, width, height)
-    sign_x, sign_y = (-1 if mirror else 1 for mirror in mirrors)
-    across = (torch.arange(width) - (width - 1) / 2) * (units * torch.tensor([[xx], [yx]]) * sign_x)
-    down = (torch.arange(height) - (height - 1) / 2) * (units * torch.tensor([[xy], [yy]]) * sign_y)
-    down += units * torch.tensor([[x0], [y0]])
-    return across[:, None] + down[:, :, None]
+def _places(
+    affines: Sequence[Affine], mirrors: Sequence[tuple[bool, bool]], width: int, height: int
+) -> Tensor:
+    """(B, 2, H, W): x and y as grid_sample counts, 0 the centre, 1 half a pixel beyond the rim."""
+    units = torch.tensor([2 / width, 2 / height])
+    xx, xy, x0, yx, yy, y0 = torch.tensor([_matrix(a, width, height) for a in affines]).T
+    sign_x, sign_y = (1 - 2 * torch.tensor(mirrors).float()).T[..., None]
+    across = (units * torch.stack([xx, yx], 1) * sign_x)[..., None]
+    down = (units * torch.stack([xy, yy], 1) * sign_y)[..., None]
+    across = (torch.arange(width) - (width - 1) / 2) * across
+    down = (torch.arange(height) - (height - 1) / 2) * down
+    down += (units * torch.stack([x0, y0], 1))[..., None]
+    places: Tensor = across[:, :, None] + down[..., None]
+    return places
 
 
 def _matrix(affine: Affine, width: int, height: int) -> tuple[float, ...]:

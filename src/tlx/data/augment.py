@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,12 @@ class AugmentParams:
     operations: tuple[Operation, ...] = ()
     erasing: Rectangle | None = None
     mix: Mix | None = None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for images that can be changed together."""
+        affine = self.affine and (self.affine.fill_mode, self.affine.cval)
+        return affine, self.channel_shift != 0, self.brightness is not None
 
 
 @dataclass(frozen=True)
@@ -203,25 +210,43 @@ def crop_box(params: AugmentParams, width: int, height: int) -> Box | None:
     return crop_of(params.crop, width, height) if params.crop else None
 
 
-def apply(image: Tensor, params: AugmentParams) -> Tensor:
-    """(3, H, W) uint8 → the same. The image itself, not a copy, when there is nothing to do.
+def apply(images: Tensor, params: Sequence[AugmentParams]) -> Tensor:
+    """(B, 3, H, W) uint8 → the same, each image by its own params.
 
     All but `params.crop`, which is for the picture before this, and `params.mix`, after. In
     Keras's order: affine, channel shift, flips, brightness; then the policy and erasing.
     """
-    mirrors = params.flip_horizontal, params.flip_vertical
-    if params.affine is not None:
-        image = warp(image, params.affine, mirrors)
-    elif any(mirrors):
-        image = image.flip([axis for axis, mirror in zip((2, 1), mirrors, strict=True) if mirror])
-    if params.channel_shift != 0:
-        image = shift_channels(image.float(), params.channel_shift)
-    if params.brightness is not None:
-        image = brighten(image.float(), params.brightness)
-    if image.is_floating_point():
-        image = (
-            image.add_(0.5).to(torch.int32).to(torch.uint8)
-        )  # straight to bytes takes thrice as long
+    # a thread has an image; more at once no longer lie in the processor's cache
+    most = torch.get_num_threads()
+    changed = list[Tensor]()
+    for _, pairs in groupby(zip(images, params, strict=True), key=lambda pair: pair[1].kind):
+        while some := list(islice(pairs, most)):
+            same, theirs = zip(*some, strict=True)
+            changed += _apply(torch.stack(same), theirs)
+    return torch.stack(changed)
+
+
+def _apply(images: Tensor, params: Sequence[AugmentParams]) -> Sequence[Tensor]:
+    """Of images to which the same things are done."""
+    affines = [p.affine for p in params if p.affine is not None]
+    mirrors = [(p.flip_horizontal, p.flip_vertical) for p in params]
+    if affines:
+        images = warp(images, affines, mirrors)
+    else:
+        for axis, flags in zip((3, 2), zip(*mirrors, strict=True), strict=True):
+            mirrored = torch.tensor(flags)
+            images[mirrored] = images[mirrored].flip(axis)
+    if params[0].channel_shift != 0:
+        images = shift_channels(images.float(), torch.tensor([p.channel_shift for p in params]))
+    if params[0].brightness is not None:
+        images = brighten(images.float(), torch.tensor([p.brightness for p in params]))
+    if images.is_floating_point():
+        # straight to bytes takes thrice as long
+        images = images.add_(0.5).to(torch.int32).to(torch.uint8)
+    return [_last(image, p) for image, p in zip(images, params, strict=True)]
+
+
+def _last(image: Tensor, params: AugmentParams) -> Tensor:
     for operation in params.operations:
         image = run(image, operation)
     return erase(image, params.erasing) if params.erasing is not None else image

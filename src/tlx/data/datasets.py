@@ -15,6 +15,7 @@ from tlx.data.augment import Augment, AugmentParams
 from tlx.data.decoded import DecodedImages
 from tlx.data.images import Decoding, UnreadableImage, read
 from tlx.data.mixing import Mix
+from tlx.data.parallel import in_threads
 from tlx.data.pixels import decode_pixels
 from tlx.data.rectangles import Box
 from tlx.data.targets import ProbabilityTargets
@@ -63,27 +64,33 @@ class ImageDataset(Dataset[Item]):
 
     def __getitem__(self, item: tuple[int, int]) -> Item:
         """Raises UserError when the file cannot be read any more."""
-        index, view = item
-        params = self._draw(index, view)
-        image = self._picture(index, params)
-        if params is not None and params.mix is not None:
-            partner = self._partner(params.mix)
-            other = self._picture(partner, self._draw(partner, view))
-            image = augmentation.mix(image, other, params)
-        return image, self._target(index, params), index
+        images, targets, _ = self.__getitems__([item])
+        return images[0], targets[0], item[0]
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
+        """The same of several, collated; images are decoded by PyTorch's number of threads."""
+        indices, views = zip(*items, strict=True)
+        params = list(map(self._draw, indices, views))
+        images = self._pictures(indices, params)
+        if self.mixes:
+            partners = [self._partner(p.mix) for p in params if p.mix is not None]
+            others = self._pictures(partners, list(map(self._draw, partners, views)))
+            images = torch.stack(list(map(augmentation.mix, images, others, params)))
+        targets = default_collate(list(map(self._target, indices, params)))
+        return images, targets, torch.tensor(indices)
 
     def target(self, index: int, view: int) -> Target:
         """As the item has it; without reading the image."""
-        return self._target(index, self._draw(index, view) if self.mixes else None)
+        return self._target(index, self._draw(index, view) if self.mixes else AugmentParams())
 
     @property
     def mixes(self) -> bool:
         """Whether a target depends on the view."""
         return self.augment is not None and (self.augment.mixup > 0 or self.augment.cutmix > 0)
 
-    def _target(self, index: int, params: AugmentParams | None) -> Target:
+    def _target(self, index: int, params: AugmentParams) -> Target:
         own = self.targets[index]
-        if params is None or params.mix is None or isinstance(own, int):
+        if params.mix is None or isinstance(own, int):
             return own
         other = torch.as_tensor(self.targets[self._partner(params.mix)])
         return other.lerp(own, params.mix.lam)
@@ -91,25 +98,29 @@ class ImageDataset(Dataset[Item]):
     def _partner(self, mix: Mix) -> int:
         return int(mix.partner * len(self))
 
-    def _draw(self, index: int, view: int) -> AugmentParams | None:
+    def _draw(self, index: int, view: int) -> AugmentParams:
         if self.augment is None:
-            return None
+            return AugmentParams()
         return self.augment.draw(self.seed, view, self.keys[index])
 
-    def _picture(self, index: int, params: AugmentParams | None) -> Tensor:
-        """The image as augmentation leaves it, before it is mixed with another."""
-        if params is not None and params.crop is not None:
-            return augmentation.apply(self._decode(index, params)[0], params)
-        image = self.kept.load(index) if self.kept is not None else None
+    def _pictures(self, indices: Sequence[int], params: Sequence[AugmentParams]) -> Tensor:
+        """The images as augmentation leaves them, before they are mixed."""
+        images = torch.stack(list(in_threads(self._fitted, indices, params)))
+        return images if self.augment is None else augmentation.apply(images, params)
+
+    def _fitted(self, index: int, params: AugmentParams) -> Tensor:
+        """The image as preprocessing leaves it."""
+        kept = self.kept if params.crop is None else None
+        image = kept.load(index) if kept is not None else None
         if image is None:
             image, data = self._decode(index, params)
-            if self.kept is not None:
-                self.kept.keep(index, data, image)
-        return image if params is None else augmentation.apply(image, params)
+            if kept is not None:
+                kept.keep(index, data, image)
+        return image
 
-    def _decode(self, index: int, params: AugmentParams | None) -> tuple[Tensor, bytes]:
+    def _decode(self, index: int, params: AugmentParams) -> tuple[Tensor, bytes]:
         """The image as preprocessing leaves it, and what is in its file."""
-        box_of = partial(augmentation.crop_box, params or AugmentParams())
+        box_of = partial(augmentation.crop_box, params)
         path = self.files[index]
         try:
             data = read(path)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
+from threading import get_ident
 from typing import Literal
 
 import numpy as np
@@ -82,7 +83,7 @@ class DecodedImages:
         if not name or hashlib.sha256(data).hexdigest() != name:
             return
         values = pixels.contiguous().numpy()
-        temporary = self.folder / f".{name}.{os.getpid()}"
+        temporary = self.folder / f".{name}.{os.getpid()}.{get_ident()}"
         try:
             temporary.write_bytes(values.tobytes() + _checksum(values))
             temporary.replace(self.folder / name)

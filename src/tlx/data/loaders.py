@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tlx.data.augment import Augment
-from tlx.data.datasets import FeatureDataset, ImageDataset, Item, Preprocess
+from tlx.data.datasets import ImageDataset, Item, Preprocess
 from tlx.data.images import Decoding
 from tlx.data.parallel import cores
 
@@ -58,14 +58,6 @@ def prediction_dataset(
     )
 
 
-def view_loader(
-    dataset: ImageDataset, view: int, indices: Sequence[int], *, batch_size: int
-) -> DataLoader[Item]:
-    """The images at `indices` under one view, in order."""
-    keys = [(index, view) for index in indices]
-    return make_loader(dataset, keys, batch_size=batch_size, num_workers=auto_workers())
-
-
 def auto_workers(processes: int = 1) -> int:
     """Worker processes per loader, when `processes` on this machine each have one.
 
@@ -92,7 +84,7 @@ def make_loader(
         sampler=sampler,
         num_workers=num_workers,
         drop_last=drop_last,
-        collate_fn=_as_it_is if isinstance(dataset, FeatureDataset) else None,
+        collate_fn=as_it_is,  # both data sets make whole batches
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         # the loader draws from it for its workers; from the global one, it would move training's
@@ -100,5 +92,5 @@ def make_loader(
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     return batch

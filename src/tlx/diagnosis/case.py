@@ -59,4 +59,4 @@ class Case:
         dataset = self.data.dataset(split)
         if view is None:
             dataset.augment = None
-        return torch.stack([dataset[i, view or 0][0] for i in indices])
+        return dataset.__getitems__([(i, view or 0) for i in indices])[0]

@@ -223,7 +223,7 @@ def _right_alone(
 def _views(case: Case, places: Sequence[int], augment: Augment) -> Tensor:
     dataset = case.data.dataset("train")
     dataset.augment = augment
-    return torch.stack([dataset[place, 0][0] for place in places])
+    return dataset.__getitems__([(place, 0) for place in places])[0]
 
 
 def _text(value: Any) -> str:

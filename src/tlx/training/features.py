@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 import tlx
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import ImageDataset, Item
-from tlx.data.loaders import auto_workers
+from tlx.data.loaders import as_it_is, auto_workers
 from tlx.data.manifest import Sample
 from tlx.models.backbones import Place
 from tlx.models.classifier import HEAD, Classifier
@@ -262,6 +262,7 @@ def _loader(dataset: ImageDataset, batches: Iterator[list[tuple[int, int]]]) -> 
         dataset,
         batch_sampler=batches,
         num_workers=auto_workers(),
+        collate_fn=as_it_is,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else it would move the global one
     )
