@@ -1,10 +1,12 @@
 """Where a run computes, and in which precision."""
 
+import atexit
 import ctypes
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,13 +116,14 @@ def _bf16_pays(device: torch.device) -> tuple[bool, str]:
 def start_processes(spec: TrainerSpec, folder: Path) -> None:
     """Start a run's other processes, if nobody has yet: Lightning would in the first fit only.
 
-    So they share what comes before it, the features. Each runs the same command; should this
-    process fail before the fit, they wait for it until PyTorch's time is over.
+    So they share what comes before it, the features. Each runs the same command, and ends at the
+    latest with this process: should it fail before the fit, they would wait for it.
     """
     if process_count(spec) > 1:
         launcher = build_trainer(spec, "32", folder).strategy.launcher
         if launcher is not None:
             launcher.launch(lambda: None)
+            atexit.register(launcher.kill, signal.SIGKILL)
 
 
 def build_trainer(spec: TrainerSpec, precision: str, folder: Path, **settings: Any) -> Trainer:
