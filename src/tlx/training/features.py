@@ -17,7 +17,8 @@ from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from math import ceil, prod
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ from tlx.training.feature_store import FORMAT, Entry, FeatureStore, Part
 log = logging.getLogger(__name__)
 
 PART_ROWS = 256  # about so many images are computed again when a process is killed
-MOST_RESIDENT = 256e6  # bytes of an entry that stay in a process's memory after being read
+MOST_RESIDENT = 512e6  # bytes of entries that stay in a process's memory after being read
+AROUND = 1 << 16  # bytes that the system maps around a page which is read
 
 
 @dataclass(frozen=True)
@@ -131,25 +133,30 @@ class Pictures:
 class Rows:
     """The rows of an entry, in a tensor that lies in its file.
 
-    What has been read does not pile up in the process's memory; the system keeps it if it can.
+    What has been read, of all of them, does not pile up in the process's memory; the system keeps
+    it if it can.
     """
+
+    _all: ClassVar[WeakSet["Rows"]] = WeakSet()
+    _read: ClassVar[int] = 0
 
     def __init__(self, store: FeatureStore, entry: Entry, shape: Sequence[int], dtype: torch.dtype):
         with store.file(entry).open("rb") as file:
             self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_COPY)
         self.tensor = torch.frombuffer(self._map, dtype=dtype).view(entry.rows, *shape)
         self._row_bytes = entry.row_bytes
-        self._read = 0
+        Rows._all.add(self)
 
     def __len__(self) -> int:
         return len(self.tensor)
 
     def index_select(self, dim: int, index: Tensor, /) -> Tensor:
         """A copy of so many rows, as of a tensor; `dim` is 0."""
-        self._read += self._row_bytes * len(index)
-        if self._read > MOST_RESIDENT:
-            self._map.madvise(mmap.MADV_DONTNEED)  # a page that is read again is mapped again
-            self._read = 0
+        Rows._read += (self._row_bytes + AROUND) * len(index)
+        if Rows._read > MOST_RESIDENT:
+            for rows in Rows._all:
+                rows._map.madvise(mmap.MADV_DONTNEED)  # what is read again is mapped again
+            Rows._read = 0
         return self.tensor.index_select(dim, index)
 
 
