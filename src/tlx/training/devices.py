@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import shutil
-import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tlx.errors import UserError
 from tlx.files import write_json
 from tlx.specs import TrainerSpec
 from tlx.training.precision import bf16_on_cpu
+
+GRACE = 15  # seconds that processes have to end after the one that started them
+_started: list[subprocess.Popen[bytes]] = []
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -116,14 +120,27 @@ def _bf16_pays(device: torch.device) -> tuple[bool, str]:
 def start_processes(spec: TrainerSpec, folder: Path) -> None:
     """Start a run's other processes, if nobody has yet: Lightning would in the first fit only.
 
-    So they share what comes before it, the features. Each runs the same command, and ends at the
-    latest with this process: should it fail before the fit, they would wait for it.
+    So they share what comes before it, the features. Each runs the same command.
     """
     if process_count(spec) > 1:
         launcher = build_trainer(spec, "32", folder).strategy.launcher
         if launcher is not None:
             launcher.launch(lambda: None)
-            atexit.register(launcher.kill, signal.SIGKILL)
+            _started.extend(getattr(launcher, "procs", []))
+
+
+@atexit.register
+def _end_started() -> None:
+    """Should this process fail before the fit, the others would wait for it there.
+
+    Registered before all that they clean up by themselves at their end.
+    """
+    deadline = time.monotonic() + GRACE
+    for process in _started:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def build_trainer(spec: TrainerSpec, precision: str, folder: Path, **settings: Any) -> Trainer:
