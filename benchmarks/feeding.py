@@ -232,7 +232,7 @@ def main() -> None:
         ways = {
             "torchvision without workers": lambda: torchvisions(root, preprocess, 0),
             f"torchvision, workers: {cores()}": lambda: torchvisions(root, preprocess, cores()),
-            "tlx without workers, its default": lambda: tlxs(plain[0]),
+            "tlx without workers": lambda: tlxs(plain[0]),
         }
         speeds(ways, repeats, time.perf_counter)
         torch.set_num_threads(1)

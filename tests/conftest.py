@@ -11,6 +11,15 @@ from PIL import Image
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads would wait for each other
 
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets PyTorch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 WriteImage = Callable[..., Path]
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import fields, replace
 from statistics import mean
 from typing import Any
@@ -85,14 +86,14 @@ def test_what_is_drawn_is_applied_alike(image: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_batch_is_its_images_one_by_one(
-    image: torch.Tensor, threads: int, monkeypatch: pytest.MonkeyPatch
+    image: torch.Tensor, threads: int, set_threads: Callable[[int], None]
 ) -> None:
     images = torch.stack([image.roll(shift, 2) for shift in range(7)])
     params = [EVERYTHING.draw(0, view, 7) for view in range(4)]
     params[2:2] = [AugmentParams(), AugmentParams(flip_vertical=True)]
     params += [AugmentParams(affine=Affine(angle=9.0, fill_mode="constant", cval=200.0))]
     expected = [apply(one[None], [p])[0] for one, p in zip(images, params, strict=True)]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    set_threads(threads)
     assert torch.equal(apply(images, params), torch.stack(expected))
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tlx.data.datamodule import ImageData
 from tlx.data.datasets import FeatureDataset, ImageDataset
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest, Sample
+from tlx.data.parallel import in_threads
 from tlx.data.targets import TargetPolicy, train_targets
 from tlx.errors import UserError
 
@@ -85,18 +87,18 @@ def test_any_image_can_be_the_partner(make) -> None:
 
 
 @pytest.mark.parametrize("augment", [SHAKE, {**SHAKE, "mixup": 0.4}, {"crop_scale": (0.2, 0.9)}])
-def test_threads_make_the_batch_of_single_items(make, augment, monkeypatch) -> None:
+def test_threads_make_the_batch_of_single_items(make, augment, set_threads) -> None:
     dataset = make(**augment)
     items = [(index, index % 3) for index in (5, 0, 23, 5, 11, 2, 17)]
     expected = default_collate([dataset[item] for item in items])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    set_threads(3)
     assert all(map(torch.equal, dataset.__getitems__(items), expected))
 
 
-def test_a_file_that_a_thread_cannot_read_is_named(make, monkeypatch) -> None:
+def test_a_file_that_a_thread_cannot_read_is_named(make, set_threads) -> None:
     dataset = make()
     dataset.files[4] = dataset.files[4].with_name("gone.png")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    set_threads(3)
     with pytest.raises(UserError, match=r"gone\.png.*Restore the file"):
         dataset.__getitems__([(index, 0) for index in range(8)])
 
@@ -194,3 +196,22 @@ def test_soft_training_targets_reach_the_loader(image_folder, samples) -> None:
     targets = torch.cat([batch[1] for batch in data.train_dataloader()])
     assert (targets.dtype, targets.shape) == (torch.float32, (24, 3))
     assert targets.unique(dim=0).tolist() == [[0.75, 0.0, 0.25]]
+
+
+def test_threads_work_at_once_each_with_one_of_pytorchs(set_threads) -> None:
+    set_threads(3)
+    everyone = Barrier(3, timeout=30)
+
+    def work(place: int) -> tuple[int, int]:
+        everyone.wait()
+        return place, torch.get_num_threads()
+
+    assert list(in_threads(work, range(6))) == [(place, 1) for place in range(6)]
+    assert torch.get_num_threads() == 3
+    found: list[int] = []
+    later = Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [3]
+    set_threads(1)
+    assert isinstance(in_threads(work, ()), map)

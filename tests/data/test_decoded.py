@@ -102,7 +102,10 @@ def test_the_cache_changes_nothing_and_spares_decoding(
 
 
 def test_threads_may_keep_the_same_picture_at_once(
-    image_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    set_threads: Callable[[int], None],
 ) -> None:
     path = "red/0.png"
     sample = Sample(path, "red", "train", "", scan(image_folder, [path])[path].sha256)
@@ -116,7 +119,7 @@ def test_threads_may_keep_the_same_picture_at_once(
         Manifest.of(image_folder, [sample] * 2), Squash(), augment=Augment(), batch_size=2,
         num_workers=0, seed=1, decode_cache=DecodeCache("disk", 100 * BYTES),
     )  # fmt: skip
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    set_threads(2)
     monkeypatch.setattr(Path, "replace", together)
     data.dataset("train").__getitems__([(0, 0), (1, 0)])
     assert "no more images" not in caplog.text

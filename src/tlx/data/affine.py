@@ -39,7 +39,7 @@ def warp(
 ) -> Tensor:
     """(B, C, H, W) uint8 → float32 from 0 to 255, not rounded: each image by its own transform.
 
-    Bilinear, then mirrored in x, in y. All have the first one's fill mode.
+    Bilinear, then mirrored in x, in y. All have the first one's fill mode and cval.
     """
     height, width = images.shape[2:]
     first = affines[0]

@@ -1,7 +1,7 @@
 """Random changes of training images, each a pure function of seed, view and sample."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -210,8 +210,8 @@ def crop_box(params: AugmentParams, width: int, height: int) -> Box | None:
     return crop_of(params.crop, width, height) if params.crop else None
 
 
-def apply(images: Tensor, params: Sequence[AugmentParams]) -> Tensor:
-    """(B, 3, H, W) uint8 → the same, each image by its own params.
+def apply(images: Iterable[Tensor], params: Sequence[AugmentParams]) -> Tensor:
+    """(3, H, W) uint8 each, of one size → (B, 3, H, W) uint8, each image by its own params.
 
     All but `params.crop`, which is for the picture before this, and `params.mix`, after. In
     Keras's order: affine, channel shift, flips, brightness; then the policy and erasing.

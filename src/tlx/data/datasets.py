@@ -1,4 +1,4 @@
-"""Single items: an image or its features, what training aims at with it, and its index."""
+"""Items, and batches of them: image or features, what training aims at with it, its index."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +75,8 @@ class ImageDataset(Dataset[Item]):
         if self.mixes:
             partners = [self._partner(p.mix) for p in params if p.mix is not None]
             others = self._pictures(partners, list(map(self._draw, partners, views)))
-            images = torch.stack(list(map(augmentation.mix, images, others, params)))
+            pairs = zip(images, others, params, strict=True)
+            images = torch.stack([augmentation.mix(*pair) for pair in pairs])
         targets = default_collate(list(map(self._target, indices, params)))
         return images, targets, torch.tensor(indices)
 
@@ -105,8 +106,8 @@ class ImageDataset(Dataset[Item]):
 
     def _pictures(self, indices: Sequence[int], params: Sequence[AugmentParams]) -> Tensor:
         """The images as augmentation leaves them, before they are mixed."""
-        images = torch.stack(list(in_threads(self._fitted, indices, params)))
-        return images if self.augment is None else augmentation.apply(images, params)
+        images = list(in_threads(self._fitted, indices, params))
+        return torch.stack(images) if self.augment is None else augmentation.apply(images, params)
 
     def _fitted(self, index: int, params: AugmentParams) -> Tensor:
         """The image as preprocessing leaves it."""

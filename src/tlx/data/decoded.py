@@ -88,8 +88,9 @@ class DecodedImages:
             temporary.write_bytes(values.tobytes() + _checksum(values))
             temporary.replace(self.folder / name)
         except OSError as error:
-            self.contents = [""] * len(self.contents)
-            log.warning("The decode cache %s takes no more images: %s.", self.folder, error)
+            if any(self.contents):  # said once, not by each thread
+                self.contents = [""] * len(self.contents)
+                log.warning("The decode cache %s takes no more images: %s.", self.folder, error)
             temporary.unlink(missing_ok=True)
 
 

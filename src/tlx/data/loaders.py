@@ -64,7 +64,7 @@ def auto_workers(processes: int = 1) -> int:
     Decoding a 300×300 PNG and resizing it to 128 takes 3 ms of a core; on the CPU the forward pass
     of ResNet-18 takes 40 and of VGG16 230, on all cores. There a worker takes from the model what
     it gives (2 cores: 41 ms an image with none, 56 and 47 with one and two), so it gets a core only
-    where there are several more; a GPU leaves the cores free.
+    where there are several more; a GPU leaves the cores free. Without workers, threads decode.
     """
     share = cores() // processes
     return min(8, max(0, share - 1)) if torch.cuda.is_available() else min(4, share // 4)

@@ -4,15 +4,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing import get_context
+from threading import Barrier
 from typing import Any
 
 import torch
 
 FEW = 200  # pieces of work for which starting processes does not pay
+MOST_THREADS = 8  # each may hold a whole photograph
 
 
 def cores() -> int:
@@ -26,8 +28,8 @@ def cores() -> int:
 def shared_out(pieces: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """`map` over all cores, results in order.
 
-    By processes: most of what is done to a small picture holds Python's lock (2 cores, pictures of
-    300 pixels: threads 400 a second, one process 560, two 1,000).
+    By processes: most of what a scan does to a small picture holds Python's lock (2 cores, pictures
+    of 300 pixels: threads 400 a second, one process 560, two 1,000).
     """
     count = cores()
     if count == 1 or pieces < FEW:
@@ -39,18 +41,30 @@ def shared_out(pieces: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def in_threads(work: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
-    """`map` over as many threads as PyTorch has, so in a loader's worker none; results in order.
+    """`map` over as many threads as PyTorch has, up to MOST_THREADS; results in order.
 
-    Decoding gives up Python's lock for part of its time (2 cores, JPEGs of 500 × 375 pixels and
-    PNGs of 300 × 300: 1.5 times as many a second as without).
+    Decoding and resizing give up Python's lock for part of their time, which the checks of a scan
+    do not (2 cores, JPEGs of 500 × 375 pixels and PNGs of 300 × 300: 1.5 times as many a second as
+    without). A loader's worker has one thread.
     """
-    count = torch.get_num_threads()
+    count = min(torch.get_num_threads(), MOST_THREADS)
     return map(work, *arguments) if count == 1 else _threads(count).map(work, *arguments)
 
 
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="tlx-decode")
+    """Each with one thread of PyTorch's, which else would start so many in each of them."""
+    own, everyone = torch.get_num_threads(), Barrier(count)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first question sets it to the process's number
+        everyone.wait()
+
+    pool = ThreadPoolExecutor(count, "tlx-decode", initializer=begin)
+    wait([pool.submit(int) for _ in range(count)])
+    torch.set_num_threads(own)  # that of threads to come as well, which `begin` has changed
+    return pool
 
 
 def _leave_ctrl_c_to_the_parent() -> None:

@@ -70,7 +70,10 @@ def pays(task: Task, store: FeatureStore, *, measure: bool) -> bool:
 
 
 def _seconds_an_image(task: Task) -> float:
-    """Measured on a batch, decoding included; one before it lets the libraries prepare."""
+    """Measured on a batch, decoding included; one before it lets the libraries prepare.
+
+    This process decodes; where extraction has workers for that, it is faster.
+    """
     pictures, source = task.pictures[-1], task.source
     n = min(source.batch_size, len(pictures.samples))
     times = []
