@@ -54,7 +54,7 @@ def in_threads(work: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
     """Each with one thread of PyTorch's, which else would start so many in each of them."""
-    own, everyone = torch.get_num_threads(), Barrier(count)
+    own, everyone = torch.get_num_threads(), Barrier(count, timeout=60)
 
     def begin() -> None:
         torch.set_num_threads(1)

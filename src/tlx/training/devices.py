@@ -133,7 +133,7 @@ def start_processes(spec: TrainerSpec, folder: Path) -> None:
 def _end_started() -> None:
     """Should this process fail before the fit, the others would wait for it there.
 
-    Registered before all that they clean up by themselves at their end.
+    This comes after what the process cleans up itself: what is registered first is called last.
     """
     deadline = time.monotonic() + GRACE
     for process in _started:
