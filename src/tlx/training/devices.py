@@ -1,14 +1,11 @@
 """Where a run computes, and in which precision."""
 
-import atexit
 import ctypes
 import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,6 @@ from tlx.errors import UserError
 from tlx.files import write_json
 from tlx.specs import TrainerSpec
 from tlx.training.precision import bf16_on_cpu
-
-GRACE = 15  # seconds that processes have to end after the one that started them
-_started: list[subprocess.Popen[bytes]] = []
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -120,27 +114,13 @@ def _bf16_pays(device: torch.device) -> tuple[bool, str]:
 def start_processes(spec: TrainerSpec, folder: Path) -> None:
     """Start a run's other processes, if nobody has yet: Lightning would in the first fit only.
 
-    So they share what comes before it, the features. Each runs the same command.
+    So they share what comes before it, the features. Each runs the same command; should this
+    process fail before the fit, they wait for it until PyTorch's time is over.
     """
     if process_count(spec) > 1:
         launcher = build_trainer(spec, "32", folder).strategy.launcher
         if launcher is not None:
             launcher.launch(lambda: None)
-            _started.extend(getattr(launcher, "procs", []))
-
-
-@atexit.register
-def _end_started() -> None:
-    """Should this process fail before the fit, the others would wait for it there.
-
-    This comes after what the process cleans up itself: what is registered first is called last.
-    """
-    deadline = time.monotonic() + GRACE
-    for process in _started:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def build_trainer(spec: TrainerSpec, precision: str, folder: Path, **settings: Any) -> Trainer:
