@@ -11,6 +11,8 @@ from PIL import Image
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads would wait for each other
 
+WriteImage = Callable[..., Path]
+
 
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
@@ -18,9 +20,6 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-WriteImage = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

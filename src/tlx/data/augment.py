@@ -247,6 +247,7 @@ def _apply(images: Tensor, params: Sequence[AugmentParams]) -> Sequence[Tensor]:
 
 
 def _last(image: Tensor, params: AugmentParams) -> Tensor:
+    """What is done to one image after another."""
     for operation in params.operations:
         image = run(image, operation)
     return erase(image, params.erasing) if params.erasing is not None else image
