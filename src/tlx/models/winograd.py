@@ -22,9 +22,9 @@ PART_BYTES = 1 << 26  # of transformed tiles at once; a layer takes about four t
 
 # Costs in multiplications of a matrix product, fitted to benchmarks/convolutions.py on cores with
 # AVX2. Whatever changes here changes features by rounding: raise feature_store.FORMAT with it.
-CHANNEL = 200  # transforming one channel of one value of a tile
+CHANNEL = 130  # transforming one channel of one value of a tile
 CHANNEL_BACK = 60  # the same for the way back: less, as direct gradients are slow
-WEIGHT_ROWS = 64  # transforming the weights, in rows of the product
+WEIGHT_ROWS = 32  # transforming the weights, in rows of the product
 ENOUGH = 1.25  # times as fast
 
 
@@ -169,43 +169,48 @@ class Grid(NamedTuple):
         padded = x.new_zeros(n, *self._edges(), c)
         padded[:, p : p + h, p : p + w] = x.permute(0, 2, 3, 1)
         image, row, column, one = padded.stride()
-        size = (m + 2, m + 2, n, self.down, self.across, c)
-        tiles = padded.as_strided(size, (row, column, image, row * m, column * m, one))
-        inputs = transforms(m)[2]
-        return (inputs @ tiles.reshape(len(inputs), -1)).view(len(inputs), -1, c)
+        size = (n, self.down, self.across, m + 2, m + 2, c)
+        tiles = padded.as_strided(size, (image, row * m, column * m, row, column, one))
+        return _each(transforms(m)[2], tiles.reshape(self.rows(n), -1, c)).transpose(0, 1)
 
     def summed(self, tiles: Tensor, n: int) -> Tensor:
         """The gradient of `tiles`: (n, H, W, C) of (t², rows, C)."""
         m, p = self.m, self.padding
         t, c = m + 2, tiles.shape[-1]
         padded = tiles.new_zeros(n, *self._edges(), c)
-        tiles = (transforms(m)[2].T @ tiles.flatten(1)).view(t, t, n, self.down, self.across, c)
+        tiles = _each(transforms(m)[2].T, tiles.transpose(0, 1))
+        tiles = tiles.view(n, self.down, self.across, t, t, c)
         for i in range(t):
             for j in range(t):
-                padded[:, i : i + self.down * m : m, j : j + self.across * m : m] += tiles[i, j]
+                places = padded[:, i : i + self.down * m : m, j : j + self.across * m : m]
+                places += tiles[:, :, :, i, j]
         return padded[:, p : self.height + 2 - p, p : self.width + 2 - p]
 
     def outputs(self, products: Tensor, n: int) -> Tensor:
         """(n, H, W, K) of (t², rows, K)."""
         m, k = self.m, products.shape[-1]
-        y = (transforms(m)[0] @ products.flatten(1)).view(m, m, n, self.down, self.across, k)
-        y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, self.down * m, self.across * m, k)
+        y = _each(transforms(m)[0], products.transpose(0, 1))
+        y = y.view(n, self.down, self.across, m, m, k).transpose(2, 3)
+        y = y.reshape(n, self.down * m, self.across * m, k)
         return y[:, : self.height, : self.width]
 
     def apart(self, dy: Tensor) -> Tensor:
         """The gradient of `outputs`: (t², rows, K) of (B, K, H, W)."""
         (n, k, h, w), m = dy.shape, self.m
         y = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 0, self.across * m - w, 0, self.down * m - h))
-        y = y.reshape(n, self.down, m, self.across, m, k).permute(2, 4, 0, 1, 3, 5)
-        products = transforms(m)[0].T @ y.reshape(m * m, -1)
-        return products.view(len(products), -1, k)
+        y = y.reshape(n, self.down, m, self.across, m, k).transpose(2, 3)
+        return _each(transforms(m)[0].T, y.reshape(self.rows(n), m * m, k)).transpose(0, 1)
 
 
 def transformed(weight: Tensor, m: int) -> Tensor:
     """(t², K, C) of weights (K, C, 3, 3)."""
-    weights = transforms(m)[1]
-    u = weights @ weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return u.view(len(weights), *weight.shape[:2])
+    nine = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
+    return _each(transforms(m)[1], nine).transpose(0, 1)
+
+
+def _each(transform: Tensor, tiles: Tensor) -> Tensor:
+    """(N, a, C) of a transform (a, b) and (N, b, C): one after another, which caches are for."""
+    return torch.bmm(transform.expand(len(tiles), -1, -1), tiles)
 
 
 def _outputs(
@@ -269,6 +274,6 @@ class Winograd(torch.autograd.Function):
                 dx[part] = summed.permute(0, 3, 1, 2)
         dw = None
         if du is not None:
-            dw = (transforms(grid.m)[1].T @ du.flatten(1)).view(3, 3, *weight.shape[:2])
-            dw = dw.permute(2, 3, 0, 1)
+            dw = _each(transforms(grid.m)[1].T, du.transpose(0, 1))
+            dw = dw.view(len(dw), 3, 3, -1).permute(0, 3, 1, 2)
         return dx, dw, dy.sum((0, 2, 3)) if needs_bias else None, None, None
