@@ -8,14 +8,7 @@ from torch import Tensor, nn
 
 from tlx.config import compose, parse
 from tlx.models.folder import SavedModel, build_classifier, load_model, save_model
-from tlx.models.winograd import (
-    TILES,
-    Grid,
-    WinogradConv2d,
-    best_grid,
-    transformed,
-    use_winograd,
-)
+from tlx.models.winograd import TILES, Grid, WinogradConv2d, best_grid, use_winograd
 from tlx.training.plan import architecture, preprocessing
 
 SHAPE = (8, 128, 16, 16)
@@ -75,38 +68,6 @@ def test_only_what_learns_has_gradients(monkeypatch, learning):
         assert [name for name, t in tensors.items() if t.grad is not None] == [learning]
         found.append(tensors[learning].grad)
     assert close(*found)
-
-
-def test_evaluation_keeps_up_with_the_weights(monkeypatch):
-    """Transformed once for all evaluated batches, and again whenever the weights have changed."""
-    always(monkeypatch, 4)
-    direct, fast = pair()
-    x = torch.randn(SHAPE)
-    calls = []
-    monkeypatch.setattr(
-        "tlx.models.winograd.transformed", lambda *a: calls.append(1) or transformed(*a)
-    )
-
-    def check(transforms: int) -> None:
-        calls.clear()
-        with torch.inference_mode():
-            assert all(close(fast(x), direct(x)) for _ in range(3))
-        assert len(calls) == transforms
-
-    check(1)
-    check(0)
-    for network in (direct, fast):
-        with torch.no_grad():
-            network[0].weight.mul_(-1)
-    check(1)
-    for network in (direct, fast):
-        network(x).sum().backward()
-        network[0].weight.data.sub_(network[0].weight.grad)  # of which PyTorch takes no note
-    check(1)
-    state = {name: -value for name, value in direct.state_dict().items()}
-    for network in (direct, fast):
-        network.load_state_dict(state, assign=True)
-    check(1)
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace")

@@ -8,7 +8,6 @@ F(m × m, 3 × 3) of Lavin and Gray 2016, "Fast algorithms for convolutional neu
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -60,24 +59,11 @@ class WinogradConv2d(nn.Conv2d):
         settings = tuple(input.shape), (self.in_channels, self.out_channels), int(self.padding[0])
         ahead = best_grid(*settings, back=False)
         learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
-        if not learns and ahead is not None:
-            return _outputs(input, self._transformed(ahead.m), self.bias, ahead)
-        _KEPT.pop(self, None)  # of weights that are about to change
-        grid = best_grid(*settings, back=True) if learns else None
+        grid = best_grid(*settings, back=True) if learns else ahead
         if grid is None:
             return super().forward(input)
         output: Tensor = Winograd.apply(input, self.weight, self.bias, grid, ahead is not None)
         return output
-
-    def _transformed(self, m: int) -> Tensor:
-        """The weights, kept from one evaluated batch to the next."""
-        weight = self.weight
-        if weight.is_inference():  # nobody counts its changes
-            return transformed(weight, m)
-        state = m, weight.data_ptr(), weight._version
-        if self not in _KEPT or _KEPT[self][0] != state:
-            _KEPT[self] = state, transformed(weight.detach(), m)
-        return _KEPT[self][1]
 
     def _is_plain(self, x: Tensor) -> bool:
         return (
@@ -88,11 +74,6 @@ class WinogradConv2d(nn.Conv2d):
             and not torch.compiler.is_compiling()
             and not torch._C._get_tracing_state()
         )
-
-
-# By layer: of which weights, and how they are transformed. Not in the layer, as a copy of it or a
-# file has no use for them.
-_KEPT = WeakKeyDictionary[WinogradConv2d, tuple[tuple[int, ...], Tensor]]()
 
 
 @cache
@@ -209,29 +190,8 @@ def transformed(weight: Tensor, m: int) -> Tensor:
 
 
 def _each(transform: Tensor, tiles: Tensor) -> Tensor:
-    """(N, a, C) of a transform (a, b) and (N, b, C): one after another, which caches are for."""
+    """(N, a, C): a transform (a, b) of each of (N, b, C), which fit the processor's caches."""
     return torch.bmm(transform.expand(len(tiles), -1, -1), tiles)
-
-
-def _outputs(
-    x: Tensor, u: Tensor, bias: Tensor | None, grid: Grid, kept: list[Tensor] | None = None
-) -> Tensor:
-    """(B, K, H, W) of x (B, C, H, W) and transformed weights; `kept` gets x's tiles if at once."""
-    k = u.shape[1]
-    # not a view: an activation that works in place may follow
-    size = (len(x), k, grid.height, grid.width)
-    y = torch.empty(size, memory_format=torch.channels_last)
-    for part in grid.parts(x, k):
-        tiles = grid.tiles(x[part])
-        if kept is not None and len(x[part]) == len(x):
-            kept.append(tiles)
-        products = torch.bmm(tiles, u.transpose(1, 2))
-        del tiles
-        outputs = grid.outputs(products, len(x[part]))
-        del products
-        outputs = outputs if bias is None else outputs + bias
-        y[part] = outputs.permute(0, 3, 1, 2)
-    return y
 
 
 class Winograd(torch.autograd.Function):
@@ -246,11 +206,23 @@ class Winograd(torch.autograd.Function):
         if not fast_ahead:
             ctx.save_for_backward(x, weight, None, None)
             return F.conv2d(x, weight, bias, padding=grid.padding)
+        k = len(weight)
         u = transformed(weight, grid.m)
-        kept = list[Tensor]()
-        y = _outputs(x, u, bias, grid, kept if ctx.needs_input_grad[1] else None)
-        tiles = kept[0] if kept else None
-        ctx.save_for_backward(x, weight, u if ctx.needs_input_grad[0] else None, tiles)
+        kept: Tensor | None = None
+        size = (len(x), k, grid.height, grid.width)
+        # not a view: an activation that works in place may follow
+        y = torch.empty(size, memory_format=torch.channels_last)
+        for part in grid.parts(x, k):
+            tiles = grid.tiles(x[part])
+            if ctx.needs_input_grad[1] and len(x[part]) == len(x):
+                kept = tiles
+            products = torch.bmm(tiles, u.transpose(1, 2))
+            del tiles
+            outputs = grid.outputs(products, len(x[part]))
+            del products
+            outputs = outputs if bias is None else outputs + bias
+            y[part] = outputs.permute(0, 3, 1, 2)
+        ctx.save_for_backward(x, weight, u if ctx.needs_input_grad[0] else None, kept)
         return y
 
     @staticmethod
