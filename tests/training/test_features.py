@@ -20,7 +20,7 @@ from tlx.models.winograd import Grid, WinogradConv2d
 from tlx.training import cache_estimate
 from tlx.training import features as cache
 from tlx.training.cache_folder import contents
-from tlx.training.feature_store import FeatureStore, Part
+from tlx.training.feature_store import FORMAT, FeatureStore, Part
 from tlx.training.features import (
     Rows,
     Source,
@@ -299,7 +299,7 @@ def test_another_format_is_another_name_and_is_cleared(job, tmp_path, monkeypatc
     features(store, origin, pictures_of(data)[0], [(5, 0)])
     monkeypatch.setattr(cache, "FORMAT", 99)
     features(store, origin, pictures_of(data)[0], [(5, 0)])
-    assert {item.about["format"] for item in contents(tmp_path / "features")} == {2}
+    assert {item.about["format"] for item in contents(tmp_path / "features")} == {FORMAT}
     assert len(contents(tmp_path / "features")) == 2
 
 
