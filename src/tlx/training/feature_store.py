@@ -227,7 +227,8 @@ class FeatureStore:
                         "crc32": checksums,
                     },
                 )
-                shutil.rmtree(parts)
+                # at once: another process, in the middle of claiming, may add to a folder it finds
+                shutil.rmtree(parts.rename(parts.with_name("ended")), ignore_errors=True)
 
     def _make_room(self, entries: Sequence[Entry]) -> None:
         """Remove the least recently used entries that nobody uses, until these fit."""
