@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import numpy as np
 import pytest
@@ -84,6 +84,21 @@ def test_a_killed_process_leaves_its_finished_parts(tmp_path, open_store):
     assert np.array_equal(a, ROWS)
     assert np.array_equal(b, ROWS * 2)
     assert {(i.state, i.in_use, problem(i)) for i in contents(tmp_path)} == {("whole", True, None)}
+
+
+def test_a_claim_while_an_entry_is_ended(open_store, tmp_path, monkeypatch):
+    """Another process opens a part's file after the last was removed and before their folder is."""
+    remove = os.rmdir
+
+    def late(*args, **kwargs):
+        with suppress(FileNotFoundError):
+            (tmp_path / A.name / "parts/0000").open("a+").close()
+        remove(*args, **kwargs)
+
+    monkeypatch.setattr(os, "rmdir", late)
+    (rows,) = fill(open_store(), [A])
+    assert np.array_equal(rows, ROWS)
+    assert not (tmp_path / A.name / "parts").exists()
 
 
 def test_two_processes_share_the_parts_and_wait_for_each_other(
