@@ -72,8 +72,8 @@ def main() -> None:
     images = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         features = direct[:-1](images).contiguous(memory_format=torch.channels_last)
-        features = features.to(torch.bfloat16) if bf16 else features
         before, after = operations(direct[:-1], images), operations(direct[-1], features)
+        features = features.to(torch.bfloat16) if bf16 else features
 
     def prefix(frozen: nn.Module) -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -27,7 +27,9 @@ def pair(padding: int = 1, *, bias: bool = True) -> tuple[nn.Sequential, nn.Sequ
 def always(monkeypatch: pytest.MonkeyPatch, m: int, *, ahead: bool = True) -> None:
     """Choose m, whatever is faster; without `ahead` for gradients alone."""
 
-    def choice(shape: tuple[int, ...], _: object, padding: int, *, back: bool) -> Grid | None:
+    def choice(
+        shape: tuple[int, ...], _: object, padding: int, dtype: torch.dtype, *, back: bool
+    ) -> Grid | None:
         return Grid.of(shape, padding, m) if ahead or back else None
 
     monkeypatch.setattr("tlx.models.winograd.best_grid", choice)
@@ -56,6 +58,28 @@ def test_outputs_and_gradients(monkeypatch, settings, m, sides, way):
     assert all(close(b, a) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("m", TILES)
+@pytest.mark.parametrize("way", ["whole", "parts"])
+def test_bf16_while_it_learns(monkeypatch, m, way):
+    """Near the float32 values; without gradients, as in evaluation, the direct way's to the bit."""
+    direct, fast = pair()
+    if way == "parts":
+        monkeypatch.setattr("tlx.models.winograd.PART_BYTES", 1 << 16)
+    always(monkeypatch, m)
+    found = []
+    for network in (direct, fast):
+        x = torch.randn(3, 128, 9, 13, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=network is fast):
+            y = network(x)
+        (y.float() * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad for p in network.parameters())])
+    assert found[1][0].dtype == torch.bfloat16
+    errors = [float((b - a).norm() / a.norm()) for a, b in zip(*found, strict=True)]
+    assert all(1e-4 < error < 0.04 for error in errors), errors
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), direct(x))
+
+
 @pytest.mark.parametrize("learning", ["x", "weight", "bias"])
 def test_only_what_learns_has_gradients(monkeypatch, learning):
     always(monkeypatch, 4)
@@ -72,7 +96,7 @@ def test_only_what_learns_has_gradients(monkeypatch, learning):
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace")
 def test_steps_aside(monkeypatch):
-    """In double, in bfloat16, exported and for shapes where it is slower."""
+    """In double, in half, frozen in bfloat16, exported and for shapes where it is slower."""
     direct, fast = pair()
 
     def never(*_: object) -> None:
@@ -86,8 +110,12 @@ def test_steps_aside(monkeypatch):
         fast(x)
     with torch.no_grad():
         assert torch.equal(fast(x), direct(x))
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(fast(x), direct(x))
+    fast.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fast(x), direct(x))
+    fast.requires_grad_(True)
     exported = torch.export.export(fast, (x,)).module()
     assert torch.equal(exported(x), direct(x))
     assert torch.equal(torch.jit.trace(fast, x)(x), direct(x))

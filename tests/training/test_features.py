@@ -91,7 +91,9 @@ def test_cached_training_takes_the_same_steps(job, monkeypatch, overrides):
 
 
 def test_the_same_steps_with_all_convolutions_by_winograd(job, monkeypatch):
-    monkeypatch.setattr(winograd, "best_grid", lambda shape, _, p, back: Grid.of(shape, p, 4))
+    monkeypatch.setattr(
+        winograd, "best_grid", lambda shape, _, p, dtype, back: Grid.of(shape, p, 4)
+    )
     overrides = ["backbone=squeezenet1_1", "data.image_size=64"]
     modules = list(job(*overrides).model.classifier.modules())
     assert any(isinstance(m, WinogradConv2d) for m in modules)
@@ -360,7 +362,8 @@ def test_no_room_is_no_cache_or_an_error(job, caplog):
 def test_later_stages_share_the_pass_if_there_is_room_for_all(job, tmp_path, room, entries):
     """19 images of train and val: 1,024 numbers each before the head, 192 before the last block."""
     both = 19 * 4 * (1024 + 192)
-    assert cached(job(f"cache.max_bytes={room * both}")) == (entries > 0)
+    overrides = ["trainer.precision=32", f"cache.max_bytes={room * both}"]
+    assert cached(job(*overrides)) == (entries > 0)
     assert len(list((tmp_path / "features").glob("*/entry.json"))) == entries
 
 

@@ -1,8 +1,9 @@
-"""3 × 3 convolutions with a half to a quarter of the multiplications, for float32 on a CPU.
+"""3 × 3 convolutions with a half to a quarter of the multiplications, on a CPU.
 
 F(m × m, 3 × 3) of Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv
-1509.09308), as matrix products. Values differ from the direct convolution's by rounding alone, some
-1e-6 of their size.
+1509.09308), as matrix products. In float32 values differ from the direct convolution's by rounding
+alone, some 1e-6 of their size. In bfloat16 a layer's are off by 1 to 3 %, where direct ones are by
+0.3 %: there only what learns takes this way, and only while it learns; evaluation is direct.
 """
 
 from collections.abc import Iterator
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 TILES = (2, 3, 4)  # m; larger ones round too coarsely
+# Of those tried, the ones that round least: a third less than 0, 1, -1, 2, -2.
+POINTS = {2: (0, 1, -1), 3: (0, 0.5, -1, 2), 4: (0, 1, -1, 0.5, -2)}
 PART_BYTES = 1 << 26  # of transformed tiles at once; a layer takes about four times as many
 # Up to PART_BYTES of them stay for the backward pass; more are computed again.
 
-# Costs in multiplications of a matrix product, fitted to benchmarks/convolutions.py on cores with
-# AVX2. Whatever changes here changes features by rounding: raise feature_store.FORMAT with it.
-CHANNEL = 130  # transforming one channel of one value of a tile
-CHANNEL_BACK = 60  # the same for the way back: less, as direct gradients are slow
-WEIGHT_ROWS = 32  # transforming the weights, in rows of the product
+# Costs in multiplications of a matrix product, fitted to benchmarks/convolutions.py: to transform a
+# channel of one value of a tile; to transform the weights, in rows of the product. float32 on cores
+# with AVX2, bfloat16 with AVX-512. Whatever changes here changes features by rounding: raise
+# feature_store.FORMAT with it.
+AHEAD = (130, 32)
+BACK = (60, 32)  # less, as direct gradients are slow
+BF16 = (160, 64)  # both ways
 ENOUGH = 1.25  # times as fast
 
 
@@ -54,42 +59,55 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
-        if not self._is_plain(input):
-            return super().forward(input)
-        settings = tuple(input.shape), (self.in_channels, self.out_channels), int(self.padding[0])
-        ahead = best_grid(*settings, back=False)
+        dtype = self._dtype(input)
         learns = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        if dtype is None or (dtype == torch.bfloat16 and not learns):
+            return super().forward(input)
+        channels = self.in_channels, self.out_channels
+        settings = tuple(input.shape), channels, int(self.padding[0]), dtype
+        ahead = best_grid(*settings, back=False)
         grid = best_grid(*settings, back=True) if learns else ahead
         if grid is None:
             return super().forward(input)
-        output: Tensor = Winograd.apply(input, self.weight, self.bias, grid, ahead is not None)
+        x = input.to(dtype)
+        output: Tensor = Winograd.apply(x, self.weight, self.bias, grid, ahead is not None)
         return output
 
-    def _is_plain(self, x: Tensor) -> bool:
-        return (
-            x.dim() == 4
-            and x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-            and not torch._C._get_tracing_state()
-        )
+    def _dtype(self, x: Tensor) -> torch.dtype | None:
+        """Of the arithmetic; None where there is only the direct way."""
+        if (
+            x.dim() != 4
+            or x.device.type != "cpu"
+            or self.weight.dtype != torch.float32
+            or torch.compiler.is_compiling()
+            or torch._C._get_tracing_state()
+        ):
+            return None
+        if not torch.is_autocast_enabled("cpu"):
+            return torch.float32 if x.dtype == torch.float32 else None
+        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
 
 
 @cache
 def best_grid(
-    shape: tuple[int, ...], channels: tuple[int, int], padding: int, *, back: bool
+    shape: tuple[int, ...],
+    channels: tuple[int, int],
+    padding: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    back: bool,
 ) -> "Grid | None":
     """The fastest way from inputs (B, C, H, W) to outputs, or back to gradients; None: directly.
 
     It follows from the shapes alone, so that runs can be repeated.
     """
     products = channels[0] * channels[1]
-    beside = (CHANNEL_BACK if back else CHANNEL) * sum(channels)
+    channel, weight_rows = BF16 if dtype == torch.bfloat16 else BACK if back else AHEAD
+    beside = channel * sum(channels)
 
     def cost(grid: Grid) -> int:
         rows = grid.rows(shape[0])
-        return (grid.m + 2) ** 2 * (rows * (products + beside) + WEIGHT_ROWS * products)
+        return (grid.m + 2) ** 2 * (rows * (products + beside) + weight_rows * products)
 
     best = min((Grid.of(shape, padding, m) for m in TILES), key=cost)
     direct = 9 * shape[0] * best.height * best.width * products
@@ -103,7 +121,7 @@ def transforms(m: int) -> tuple[Tensor, Tensor, Tensor]:
     Cook's and Toom's construction: polynomials are multiplied by their values at t - 1 points and
     their first coefficient.
     """
-    points = np.array([0.0, 1, -1, 2, -2][: m + 1])
+    points = np.array(POINTS[m], dtype=float)
     others = [np.delete(points, i) for i in range(m + 1)]
     scale = np.array([np.prod(p - rest) for p, rest in zip(points, others, strict=True)])
     first = np.eye(m + 2)[-1]
@@ -136,7 +154,7 @@ class Grid(NamedTuple):
 
     def parts(self, x: Tensor, outputs: int) -> Iterator[slice]:
         """Of the batch, for so many channels of outputs."""
-        row = 4 * (self.m + 2) ** 2 * max(x.shape[1], outputs)
+        row = x.element_size() * (self.m + 2) ** 2 * max(x.shape[1], outputs)
         images = max(1, PART_BYTES // (row * self.rows(1)))
         return (slice(i, i + images) for i in range(0, len(x), images))
 
@@ -152,7 +170,7 @@ class Grid(NamedTuple):
         image, row, column, one = padded.stride()
         size = (n, self.down, self.across, m + 2, m + 2, c)
         tiles = padded.as_strided(size, (image, row * m, column * m, row, column, one))
-        return _each(transforms(m)[2], tiles.reshape(self.rows(n), -1, c)).transpose(0, 1)
+        return _by_value(_each(transforms(m)[2], tiles.reshape(self.rows(n), -1, c)))
 
     def summed(self, tiles: Tensor, n: int) -> Tensor:
         """The gradient of `tiles`: (n, H, W, C) of (t², rows, C)."""
@@ -180,18 +198,26 @@ class Grid(NamedTuple):
         (n, k, h, w), m = dy.shape, self.m
         y = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 0, self.across * m - w, 0, self.down * m - h))
         y = y.reshape(n, self.down, m, self.across, m, k).transpose(2, 3)
-        return _each(transforms(m)[0].T, y.reshape(self.rows(n), m * m, k)).transpose(0, 1)
+        return _by_value(_each(transforms(m)[0].T, y.reshape(self.rows(n), m * m, k)))
 
 
-def transformed(weight: Tensor, m: int) -> Tensor:
-    """(t², K, C) of weights (K, C, 3, 3)."""
+def transformed(weight: Tensor, m: int, dtype: torch.dtype) -> Tensor:
+    """(t², K, C) of weights (K, C, 3, 3) float32."""
     nine = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
-    return _each(transforms(m)[1], nine).transpose(0, 1)
+    return _by_value(_each(transforms(m)[1], nine).to(dtype))
 
 
 def _each(transform: Tensor, tiles: Tensor) -> Tensor:
     """(N, a, C): a transform (a, b) of each of (N, b, C), which fit the processor's caches."""
+    transform = transform.to(tiles.dtype)  # exact, but for weights, which are float32
     return torch.bmm(transform.expand(len(tiles), -1, -1), tiles)
+
+
+def _by_value(tiles: Tensor) -> Tensor:
+    """(t², N, C) of (N, t², C)."""
+    values = tiles.transpose(0, 1)
+    # products in bfloat16 are a fifth faster than on a view, in float32 they are not
+    return values.contiguous() if values.dtype == torch.bfloat16 else values
 
 
 class Winograd(torch.autograd.Function):
@@ -207,11 +233,11 @@ class Winograd(torch.autograd.Function):
             ctx.save_for_backward(x, weight, None, None)
             return F.conv2d(x, weight, bias, padding=grid.padding)
         k = len(weight)
-        u = transformed(weight, grid.m)
+        u = transformed(weight, grid.m, x.dtype)
         kept: Tensor | None = None
         size = (len(x), k, grid.height, grid.width)
         # not a view: an activation that works in place may follow
-        y = torch.empty(size, memory_format=torch.channels_last)
+        y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
         for part in grid.parts(x, k):
             tiles = grid.tiles(x[part])
             if ctx.needs_input_grad[1] and len(x[part]) == len(x):
@@ -220,7 +246,7 @@ class Winograd(torch.autograd.Function):
             del tiles
             outputs = grid.outputs(products, len(x[part]))
             del products
-            outputs = outputs if bias is None else outputs + bias
+            outputs = outputs if bias is None else outputs + bias.to(x.dtype)
             y[part] = outputs.permute(0, 3, 1, 2)
         ctx.save_for_backward(x, weight, u if ctx.needs_input_grad[0] else None, kept)
         return y
@@ -232,7 +258,7 @@ class Winograd(torch.autograd.Function):
         grid: Grid = ctx.grid
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         if u is None and needs_x:
-            u = transformed(weight, grid.m)
+            u = transformed(weight, grid.m, x.dtype)
         du: Tensor | None = None
         dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_x else None
         for part in grid.parts(x, len(weight)) if needs_x or needs_weight else ():
@@ -240,12 +266,13 @@ class Winograd(torch.autograd.Function):
             if needs_weight:
                 tiles = grid.tiles(x[part]) if kept is None else kept
                 pair = products.transpose(1, 2), tiles
-                du = torch.bmm(*pair) if du is None else du.baddbmm_(*pair)
+                product = torch.bmm(*pair)
+                du = product if du is None else du.float().add_(product)
             if dx is not None:
                 summed = grid.summed(torch.bmm(products, u), len(x[part]))
                 dx[part] = summed.permute(0, 3, 1, 2)
         dw = None
         if du is not None:
-            dw = _each(transforms(grid.m)[1].T, du.transpose(0, 1))
+            dw = _each(transforms(grid.m)[1].T, du.float().transpose(0, 1))
             dw = dw.view(len(dw), 3, 3, -1).permute(0, 3, 1, 2)
-        return dx, dw, dy.sum((0, 2, 3)) if needs_bias else None, None, None
+        return dx, dw, dy.sum((0, 2, 3), dtype=torch.float32) if needs_bias else None, None, None

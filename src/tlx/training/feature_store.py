@@ -26,7 +26,7 @@ from tlx.training.cache_folder import CHECKSUM, allocated, contents, described, 
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # counted up when the same fingerprint would mean other bytes
+FORMAT = 4  # counted up when the same fingerprint would mean other bytes
 POLL, PATIENCE = 0.2, 5.0  # seconds between looks at what others compute, and before saying so
 
 

@@ -37,18 +37,20 @@ def bf16_on_cpu() -> tuple[bool, str]:
 def rate(dtype: torch.dtype) -> float:
     """Operations a second of VGG's kind of convolution, forward and backward, on all threads.
 
-    As training computes it: in float32 by Winograd's algorithm.
+    As training computes it: by Winograd's algorithm.
     """
     channels, side = 256, 14
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, channels, side, side, generator=generator).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, dtype=dtype))
+    conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1))
     conv.to(memory_format=torch.channels_last)
     use_winograd(conv)
 
     def work() -> None:
-        conv(x).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = conv(x)
+        y.sum().backward()
 
     operations = 3 * 2 * 9 * channels**2 * side**2 * len(x)  # backward counts twice
     return operations / fastest(work)
