@@ -26,7 +26,7 @@ from tlx.models.backbones import build_backbone
 SMALL = [
     "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder", "data.image_size=32",
     "data.batch_size=4", "stage.head.epochs=2", "stage.top.epochs=2", "stage.top.lr=1e-3",
-    "trainer=cpu", "verbosity=plain", "report=none",
+    "trainer=cpu", "trainer.precision=32", "verbosity=plain", "report=none",
 ]  # fmt: skip
 
 

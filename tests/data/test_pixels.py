@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +34,14 @@ def exif(orientation: int) -> Image.Exif:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("size", [(60, 40), (1, 1)])
-def test_pixels_are_those_of_decode_rgb(mode: str, size: tuple[int, int]) -> None:
-    data = encoded(photograph(*size).convert(mode))
+@pytest.mark.parametrize("size", [(60, 40), (61, 43), (1, 1)])
+@pytest.mark.parametrize(
+    "settings", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": exif(6)}]
+)
+def test_pixels_are_those_of_decode_rgb(
+    mode: str, size: tuple[int, int], settings: dict[str, Any]
+) -> None:
+    data = encoded(photograph(*size).convert(mode), **settings)
     expected = np.asarray(decode_rgb(data, NAME))
     found = decode_pixels(data, NAME, FULL)
     assert found.dtype == torch.uint8

@@ -64,25 +64,31 @@ def _places(
     affines: Sequence[Affine], mirrors: Sequence[tuple[bool, bool]], width: int, height: int
 ) -> Tensor:
     """(B, 2, H, W): x and y as grid_sample counts, 0 the centre, 1 half a pixel beyond the rim."""
-    units = torch.tensor([2 / width, 2 / height])
-    xx, xy, x0, yx, yy, y0 = torch.tensor([_matrix(a, width, height) for a in affines]).T
-    sign_x, sign_y = (1 - 2 * torch.tensor(mirrors).float()).T[..., None]
-    across = (units * torch.stack([xx, yx], 1) * sign_x)[..., None]
-    down = (units * torch.stack([xy, yy], 1) * sign_y)[..., None]
-    across = (torch.arange(width) - (width - 1) / 2) * across
-    down = (torch.arange(height) - (height - 1) / 2) * down
-    down += (units * torch.stack([x0, y0], 1))[..., None]
+    rows = [_matrix(a, m, width, height) for a, m in zip(affines, mirrors, strict=True)]
+    by_x, by_y, shift = torch.tensor(rows).unsqueeze(-1).unbind(2)  # (B, 2, 1) each
+    across = by_x * (torch.arange(width) - (width - 1) / 2)
+    down = by_y * (torch.arange(height) - (height - 1) / 2) + shift
     places: Tensor = across[:, :, None] + down[..., None]
     return places
 
 
-def _matrix(affine: Affine, width: int, height: int) -> tuple[float, ...]:
-    """Rotation × shift × shear × zoom, in pixels from the centre: the row for x, then for y."""
+def _matrix(
+    affine: Affine, mirror: tuple[bool, bool], width: int, height: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Rotation × shift × shear × zoom × mirror, from pixels off the centre: rows for x and y."""
     cos, sin = math.cos(math.radians(affine.angle)), math.sin(math.radians(affine.angle))
     lean, stand = math.sin(math.radians(affine.shear)), math.cos(math.radians(affine.shear))
+    zoom_x, zoom_y = (
+        -zoom if mirrored else zoom
+        for zoom, mirrored in zip((affine.zoom_x, affine.zoom_y), mirror, strict=True)
+    )
     x = affine.shift_x * width + affine.pixels_x
     y = affine.shift_y * height + affine.pixels_y
     return (
-        *(cos * affine.zoom_x, -(cos * lean + sin * stand) * affine.zoom_y, cos * x - sin * y),
-        *(sin * affine.zoom_x, (cos * stand - sin * lean) * affine.zoom_y, sin * x + cos * y),
+        _scaled(2 / width, cos * zoom_x, -(cos * lean + sin * stand) * zoom_y, cos * x - sin * y),
+        _scaled(2 / height, sin * zoom_x, (cos * stand - sin * lean) * zoom_y, sin * x + cos * y),
     )
+
+
+def _scaled(scale: float, *values: float) -> tuple[float, ...]:
+    return tuple(scale * value for value in values)

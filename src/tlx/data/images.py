@@ -114,16 +114,21 @@ def opened(data: bytes, path: Path) -> Iterator[Image.Image]:
 
 
 def decoded(image: Image.Image, data: bytes, decoding: Decoding, used: Used = min) -> Image.Image:
-    if decoding.side is not None and image.format in ("JPEG", "MPO"):
-        width, height = image.size
-        turned = orientation(image) in SIDEWAYS
-        scale = used(*(height, width) if turned else (width, height)) // (2 * decoding.side)
-        scale = max((power for power in (2, 4, 8) if power <= scale), default=1)
-        if scale > 1:
-            image.draft(None, (width // scale, height // scale))
+    if (scale := reduction(image, decoding, used)) > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
     image.load()
     check_complete(image, data)
     return _to_rgb(_upright(image), decoding)
+
+
+def reduction(image: Image.Image, decoding: Decoding, used: Used) -> int:
+    """How many times smaller it is decoded: 1, 2, 4 or 8."""
+    if decoding.side is None or image.format not in ("JPEG", "MPO"):
+        return 1
+    width, height = image.size
+    turned = orientation(image) in SIDEWAYS
+    scale = used(*(height, width) if turned else (width, height)) // (2 * decoding.side)
+    return max((power for power in (2, 4, 8) if power <= scale), default=1)
 
 
 @cache

@@ -1,13 +1,15 @@
 """From a file to pixels, (3, H, W) uint8."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from simplejpeg import decode_jpeg
 from torch import Tensor
 
-from tlx.data.images import Decoding, Used, decoded, opened
+from tlx.data.images import Decoding, Used, decoded, opened, orientation, reduction
 
 
 def decode_pixels(data: bytes, path: Path, decoding: Decoding, used: Used = min) -> Tensor:
@@ -17,6 +19,16 @@ def decode_pixels(data: bytes, path: Path, decoding: Decoding, used: Used = min)
     be used: what `decoding.side` is compared with.
     """
     with opened(data, path) as image:
+        if (
+            image.format == "JPEG"
+            and image.mode == "RGB"
+            and orientation(image) is None
+            and not decoding.icc
+            and reduction(image, decoding, used) == 1
+        ):
+            # Pillow's pixels in two thirds of its time
+            with suppress(ValueError):  # at anything odd about the data: Pillow then judges
+                return torch.from_numpy(decode_jpeg(data)).permute(2, 0, 1)
         return to_pixels(decoded(image, data, decoding, used))
 
 

@@ -215,7 +215,12 @@ def fingerprint(source: Source, pictures: Pictures, cut: Place) -> str:
     modules = source.modules(cut)
     description = {
         "format": FORMAT,
-        "made by": [torch.__version__, version("torchvision"), version("pillow")],
+        "made by": [
+            torch.__version__,
+            version("torchvision"),
+            version("pillow"),
+            version("simplejpeg"),
+        ],
         "backbone": [printed for printed, _ in modules],
         "weights": [weights for _, weights in modules],
         "cut": source.cuts[cut],
