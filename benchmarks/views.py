@@ -23,7 +23,8 @@ from tlx.evaluation.style import BLUE, GREY, styled
 OWN = {"views": "1,2,4,8,16", "seeds": "0,1,2", "epochs": "32", "output": "."}
 SETTINGS = [
     "backbone=squeezenet1_1", "stage=finetune", "stage.head.epochs=4", "augment=light",
-    "stage.top.lr=3e-4", "data=elpv", "test=false", "report=none", "verbosity=quiet",
+    "stage.top.lr=3e-4", "data=elpv", "data.image_size=112", "test=false", "report=none",
+    "verbosity=quiet",
 ]  # fmt: skip
 
 SCORES = ("accuracy", "loss")

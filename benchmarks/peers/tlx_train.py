@@ -1,4 +1,7 @@
-"""tlx's side: `python -m tlx.train` as a user starts it, with an empty cache folder of its own."""
+"""tlx's side: `python -m tlx.train` as a user starts it, with an empty cache folder of its own.
+
+With --default its own stages, optimizer and head train on the files, whatever the schedule says.
+"""
 
 import json
 import subprocess
@@ -20,17 +23,20 @@ def main() -> None:
         if args.everything:
             limit = ["stage.top.train_from=all", "trainer.limit_eval=1"]
             limit += [f"trainer.limit_train={args.steps}"]
-        command = [
-            sys.executable, "-m", "tlx.train", "backbone=vgg16", "head=mlp", "stage=finetune",
-            "data=folder", f"data.root={args.data}", f"data.image_size={common.SIZE}",
-            "data.resize=squash", f"data.batch_size={common.BATCH}", "data.keep_together=none",
-            "data.test=0", "data.on_leak=warn", "loss=binary", "augment=keras",
+        recipe = [
+            "head=mlp", f"data.batch_size={common.BATCH}", "loss=binary", "augment=keras",
             "augment.vertical_flip=true", "optimizer=rmsprop",
             f"optimizer.lr={common.HEAD_RATE}", "scheduler=constant",
             f"stage.head.epochs={args.head_epochs}", f"stage.top.epochs={args.top_epochs}",
             f"stage.top.lr={common.TOP_RATE}", f"cache={'off' if limit else 'on'}",
-            f"cache.views={VIEWS}", f"cache.dir={temporary}/cache", f"seed={args.seed}",
-            "test=false", "report=none", "verbosity=plain", f"hydra.run.dir={run}", *limit,
+            f"cache.views={VIEWS}", *limit,
+        ]  # fmt: skip
+        command = [
+            sys.executable, "-m", "tlx.train", "backbone=vgg16", "stage=finetune",
+            "data=folder", f"data.root={args.data}", f"data.image_size={common.SIZE}",
+            "data.resize=squash", "data.keep_together=none", "data.test=0", "data.on_leak=warn",
+            f"cache.dir={temporary}/cache", f"seed={args.seed}", "test=false", "report=none",
+            "verbosity=plain", f"hydra.run.dir={run}", *([] if args.default else recipe),
         ]  # fmt: skip
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=sys.stderr)
@@ -41,8 +47,8 @@ def main() -> None:
     print(json.dumps({
         # all that the stage took, one batch of val among it: a little more than its steps
         **({"top_step": top["seconds"] / args.top_epochs / args.steps} if limit else {}),
-        "head_epoch": head["seconds"] / args.head_epochs,
-        "top_epoch": top["seconds"] / args.top_epochs,
+        "head_epoch": head["seconds"] / head["epochs"],
+        "top_epoch": top["seconds"] / top["epochs"],
         "once": taken - head["seconds"] - top["seconds"], "seconds": taken,
         "right": round(val["accuracy"] * val["n"]), "images": val["n"],
     }))  # fmt: skip

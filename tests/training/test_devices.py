@@ -21,7 +21,7 @@ SETTINGS = [
     "backbone=squeezenet1_1", "backbone.weights=null", "data=folder", "data.image_size=48",
     "data.batch_size=4", "data.val=0.21", "data.test=0.12", "stage.head.epochs=2",
     "stage.top.epochs=2", "stage.top.lr=1e-3", "optimizer=sgd", "verbosity=plain", "report=none",
-    "monitor=accuracy",
+    "monitor=accuracy", "trainer.precision=32",
 ]  # fmt: skip
 
 
