@@ -14,9 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from tlx.models.processor import BF16_FLAGS, cpu_flags
 from tlx.models.winograd import TILES, Grid, Winograd, best_grid
 from tlx.training.devices import keep_freed_memory
-from tlx.training.precision import FLAGS, cpu_flags, fastest
+from tlx.training.precision import fastest
 
 SHAPES = [  # channels in, out, side, images
     (64, 64, 150, 20), (64, 128, 75, 20), (128, 128, 75, 20), (128, 256, 37, 20),
@@ -35,12 +36,15 @@ def row(c: int, k: int, side: int, images: int) -> str:
     )
     cells = [f"{c:3} {k:3} {side:3} {images:3}"]
     ways = [("forward", torch.float32), ("learning", torch.float32), ("bf16", torch.bfloat16)]
-    for name, dtype in ways if FLAGS & cpu_flags() else ways[:-1]:
+    for name, dtype in ways if BF16_FLAGS & cpu_flags() else ways[:-1]:
         learns = name != "forward"
         settings = tuple(x.shape), (c, k), 1, dtype
-        ahead = not learns or best_grid(*settings, back=False) is not None
+        half = dtype == torch.bfloat16
+        ahead = half or not learns or best_grid(*settings, back=False) is not None
         works = {
-            m: partial(work, conv, x.to(dtype), gradient.to(dtype) if learns else None, m, ahead)
+            m: partial(
+                work, conv, x.detach().to(dtype), gradient.to(dtype) if learns else None, m, ahead
+            )
             for m in (None, *TILES)
         }
         times = {m: fastest(w) for m, w in works.items()}

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from tlx.models.backbones import build_backbone
+from tlx.models.processor import BF16_FLAGS, cpu_flags
 from tlx.models.winograd import use_winograd
 from tlx.training.devices import keep_freed_memory
-from tlx.training.precision import FLAGS, bf16_on_cpu, cpu_flags, fastest
+from tlx.training.precision import bf16_on_cpu, fastest
 
 SIZE, BATCH, SIDE, TURNS = 150, 20, 2048, 7
 
@@ -87,7 +88,7 @@ def main() -> None:
     for way, network in {"": blocks, "_direct": direct}.items():
         works[f"frozen_blocks{way}"] = partial(prefix, network[:-1]), counts["frozen_blocks"]
         works[f"block5_step{way}"] = step(network[-1], features, bf16=bf16), counts["block5_step"]
-    if FLAGS & cpu_flags():
+    if BF16_FLAGS & cpu_flags():
         works["product_bf16"] = product(torch.bfloat16), 2 * SIDE**3
     turns = [{name: count / fastest(work) for name, (work, count) in works.items()}
              for _ in range(TURNS)]  # fmt: skip

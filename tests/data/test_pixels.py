@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from simplejpeg import decode_jpeg
 
+from tlx.data import pixels
 from tlx.data.images import Decoding, UnreadableImage, decode_rgb
 from tlx.data.pixels import decode_pixels
 
@@ -33,19 +35,32 @@ def exif(orientation: int) -> Image.Exif:
     return found
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(60, 40), (61, 43), (1, 1)])
 @pytest.mark.parametrize(
-    "settings", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": exif(6)}]
-)
+    ("mode", "settings", "quick"),
+    [
+        *[("RGB", {"subsampling": kind}, True) for kind in ("4:4:4", "4:2:2", "4:2:0")],
+        ("RGB", {"progressive": True}, True), ("RGB", {"keep_rgb": True}, True),
+        ("RGB", {"restart_marker_rows": 1}, True), ("RGB", {"exif": exif(6)}, False),
+        ("L", {}, False), ("CMYK", {}, False),
+    ],
+)  # fmt: skip
 def test_pixels_are_those_of_decode_rgb(
-    mode: str, size: tuple[int, int], settings: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    settings: dict[str, Any],
+    quick: bool,
+    size: tuple[int, int],
 ) -> None:
+    """`quick`: by simplejpeg, which is for what needs nothing more."""
+    asked = []
+    monkeypatch.setattr(pixels, "decode_jpeg", lambda d: asked.append(d) or decode_jpeg(d))
     data = encoded(photograph(*size).convert(mode), **settings)
     expected = np.asarray(decode_rgb(data, NAME))
     found = decode_pixels(data, NAME, FULL)
     assert found.dtype == torch.uint8
     assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+    assert asked == [data] * quick
 
 
 def test_broken_files_are_named_as_ever() -> None:

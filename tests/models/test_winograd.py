@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from tlx.config import compose, parse
 from tlx.models.folder import SavedModel, build_classifier, load_model, save_model
-from tlx.models.winograd import TILES, Grid, WinogradConv2d, best_grid, use_winograd
+from tlx.models.winograd import (
+    TILES,
+    Grid,
+    WinogradConv2d,
+    best_grid,
+    bf16_pays,
+    transformed,
+    use_winograd,
+)
 from tlx.training.plan import architecture, preprocessing
 
 SHAPE = (8, 128, 16, 16)
@@ -66,6 +74,7 @@ def test_bf16_while_it_learns(monkeypatch, m, way):
     if way == "parts":
         monkeypatch.setattr("tlx.models.winograd.PART_BYTES", 1 << 16)
     always(monkeypatch, m)
+    monkeypatch.setattr("tlx.models.winograd.bf16_pays", lambda: True)
     found = []
     for network in (direct, fast):
         x = torch.randn(3, 128, 9, 13, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -78,6 +87,22 @@ def test_bf16_while_it_learns(monkeypatch, m, way):
     assert all(1e-4 < error < 0.04 for error in errors), errors
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fast(x), direct(x))
+    fast.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x.detach()), direct(x.detach()))  # frozen
+        assert not torch.equal(fast(x), direct(x))
+        under = transformed(direct[0].weight, m, torch.bfloat16)
+    assert torch.equal(under, transformed(direct[0].weight, m, torch.bfloat16))
+
+
+def test_bf16_on_which_processors(monkeypatch):
+    for flags, pays in [
+        (("avx512_bf16",), True),
+        (("avx512_bf16", "amx_bf16"), False),
+        ((), False),
+    ]:
+        monkeypatch.setattr("tlx.models.winograd.cpu_flags", lambda flags=flags: set(flags))
+        assert bf16_pays() is pays
 
 
 @pytest.mark.parametrize("learning", ["x", "weight", "bias"])
@@ -96,7 +121,7 @@ def test_only_what_learns_has_gradients(monkeypatch, learning):
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace")
 def test_steps_aside(monkeypatch):
-    """In double, in half, frozen in bfloat16, exported and for shapes where it is slower."""
+    """In double, in half, exported and for shapes where it is slower."""
     direct, fast = pair()
 
     def never(*_: object) -> None:
@@ -112,10 +137,6 @@ def test_steps_aside(monkeypatch):
         assert torch.equal(fast(x), direct(x))
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(fast(x), direct(x))
-    fast.requires_grad_(False)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(fast(x), direct(x))
-    fast.requires_grad_(True)
     exported = torch.export.export(fast, (x,)).module()
     assert torch.equal(exported(x), direct(x))
     assert torch.equal(torch.jit.trace(fast, x)(x), direct(x))

@@ -53,8 +53,9 @@ def job(image_folder, tmp_path):
         settings = [
             "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder",
             f"data.root={image_folder}", "data.image_size=32", "data.batch_size=4",
-            "data.keep_together=none", "trainer=cpu", "verbosity=plain", "report=none",
-            "stage.head.epochs=3", "stage.top.epochs=3", f"cache.dir={tmp_path}/features",
+            "data.keep_together=none", "trainer=cpu", "trainer.precision=32", "verbosity=plain",
+            "report=none", "stage.head.epochs=3", "stage.top.epochs=3",
+            f"cache.dir={tmp_path}/features",
         ]  # fmt: skip
         return prepare(parse(compose([*settings, *overrides])), tmp_path / folder)
 
@@ -362,8 +363,7 @@ def test_no_room_is_no_cache_or_an_error(job, caplog):
 def test_later_stages_share_the_pass_if_there_is_room_for_all(job, tmp_path, room, entries):
     """19 images of train and val: 1,024 numbers each before the head, 192 before the last block."""
     both = 19 * 4 * (1024 + 192)
-    overrides = ["trainer.precision=32", f"cache.max_bytes={room * both}"]
-    assert cached(job(*overrides)) == (entries > 0)
+    assert cached(job(f"cache.max_bytes={room * both}")) == (entries > 0)
     assert len(list((tmp_path / "features").glob("*/entry.json"))) == entries
 
 

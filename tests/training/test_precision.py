@@ -7,6 +7,7 @@ import torch
 
 from tlx.config import compose, parse
 from tlx.errors import UserError
+from tlx.models.winograd import best_grid
 from tlx.training import devices, precision
 
 
@@ -46,9 +47,11 @@ def test_a_resumed_run_computes_as_it_began(monkeypatch, tmp_path, spec):
 
 
 def test_the_rate_counts_the_convolutions_arithmetic(monkeypatch):
-    """Forward: 2 operations a multiplication, 256 × 256 × 9 weights, 8 × 14 × 14 places."""
+    """Forward: 2 operations a multiplication, 512 × 512 × 9 weights, 8 × 14 × 14 places."""
     monkeypatch.setattr(precision, "fastest", lambda work: 0.5)
-    assert precision.rate(torch.float32) == 3 * 2 * 256 * 256 * 9 * 8 * 14 * 14 / 0.5
+    assert precision.rate(torch.float32) == 3 * 2 * 512 * 512 * 9 * 8 * 14 * 14 / 0.5
+    for dtype in (torch.float32, torch.bfloat16):  # compared as training computes
+        assert best_grid((8, 512, 14, 14), (512, 512), 1, dtype, back=True) is not None
 
 
 def test_compiling_without_a_compiler_is_refused_before_work(monkeypatch):

@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import PIL
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -34,7 +35,7 @@ from tlx.files import cache_dir, waiting, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 CHECKSUM = 4  # bytes
 MEMORY_DISK = Path("/dev/shm")
 
@@ -138,6 +139,7 @@ def open_cache(
 
 def _open_folder(settings: DecodeCache, preprocess: object, shape: Sequence[int]) -> Path:
     identity = f"{FORMAT}, {preprocess!r}, Pillow {PIL.__version__}, torch {torch.__version__}"
+    identity += f", simplejpeg {simplejpeg.__version__}"
     root = cache_dir() / "images" if settings.where == "disk" else memory_folder()[0]
     folder = root / hashlib.sha256(identity.encode()).hexdigest()[:40]
     with waiting(root / ".lock"):

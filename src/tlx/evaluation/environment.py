@@ -7,7 +7,7 @@ from typing import Any
 
 import tlx
 
-PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "simplejpeg")
 
 
 def environment() -> dict[str, Any]:

@@ -3,14 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from tlx.models.processor import BF16_FLAGS, cpu_flags
 from tlx.models.winograd import use_winograd
 
-FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # Intel, Intel and AMD, Arm
 ENOUGH = 1.2  # times as fast as float32: below that the coarser numbers are not worth it
 SECONDS = 0.05  # of trying, for each precision
 
@@ -23,7 +22,7 @@ def bf16_on_cpu() -> tuple[bool, str]:
     Only processors with instructions for it are tried: on others a product can take 70 times as
     long as in float32.
     """
-    found = sorted(FLAGS & cpu_flags())
+    found = sorted(BF16_FLAGS & cpu_flags())
     if not found:
         return False, "the processor has no bfloat16 instructions"
     full, half = rate(torch.float32), rate(torch.bfloat16)
@@ -37,9 +36,9 @@ def bf16_on_cpu() -> tuple[bool, str]:
 def rate(dtype: torch.dtype) -> float:
     """Operations a second of VGG's kind of convolution, forward and backward, on all threads.
 
-    As training computes it: by Winograd's algorithm.
+    As training computes it: by Winograd's algorithm where that is faster.
     """
-    channels, side = 256, 14
+    channels, side = 512, 14
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, channels, side, side, generator=generator).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -69,13 +68,3 @@ def fastest(work: Callable[[], object]) -> float:
         work()
         taken.append(time.perf_counter() - started)
     return min(taken)
-
-
-def cpu_flags() -> set[str]:
-    """Empty where the system does not tell (only Linux does)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return set(flags[0].split(":", 1)[1].split()) if flags else set()
