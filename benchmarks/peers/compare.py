@@ -9,7 +9,8 @@ once, whole) 2 epochs on the head and 1 with block5; the time of the whole recip
 a pass over val and everything else took, each as often as the recipe has it; the accuracies are
 then of networks that hardly learnt, and say nothing of the programs. The programs take
 turns, `--repeats` times with another seed each; ratios are within a turn, medians are shown.
-With --everything all blocks learn after the head, nothing is cached, and a step's time is printed.
+With --everything all blocks learn after the head, nothing is cached, and a step's time is printed:
+of tlx the mean of steps 11 to 20 with `--steps 22`, of the others the median.
 How long the default `stage=finetune` takes on the same files, and how good it gets, by seed:
 
     python benchmarks/peers/tlx_train.py --data .bench/data --weights .bench/vgg16.safetensors \

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import common
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 VIEWS = 4
 
@@ -42,11 +43,12 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
         taken = time.perf_counter() - started
         metrics = json.loads((run / "metrics.json").read_text("utf-8"))
+        events = EventAccumulator(str(run)).Reload()
+        rate = events.Scalars("speed/images_per_second")[-1].value  # of the last ten steps, whole
     head, top = metrics["stages"]
     val = metrics["val"]
     print(json.dumps({
-        # all that the stage took, one batch of val among it: a little more than its steps
-        **({"top_step": top["seconds"] / args.top_epochs / args.steps} if limit else {}),
+        **({"top_step": common.BATCH / rate} if limit else {}),
         "head_epoch": head["seconds"] / head["epochs"],
         "top_epoch": top["seconds"] / top["epochs"],
         "once": taken - head["seconds"] - top["seconds"], "seconds": taken,
