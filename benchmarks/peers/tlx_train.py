@@ -43,12 +43,17 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
         taken = time.perf_counter() - started
         metrics = json.loads((run / "metrics.json").read_text("utf-8"))
-        events = EventAccumulator(str(run)).Reload()
-        rate = events.Scalars("speed/images_per_second")[-1].value  # of the last ten steps, whole
+        step = {}
+        if args.everything:
+            events = EventAccumulator(str(run)).Reload()
+            rate = events.Scalars("speed/images_per_second")[
+                -1
+            ].value  # of the last whole ten steps
+            step = {"top_step": common.BATCH / rate}
     head, top = metrics["stages"]
     val = metrics["val"]
     print(json.dumps({
-        **({"top_step": common.BATCH / rate} if limit else {}),
+        **step,
         "head_epoch": head["seconds"] / head["epochs"],
         "top_epoch": top["seconds"] / top["epochs"],
         "once": taken - head["seconds"] - top["seconds"], "seconds": taken,
