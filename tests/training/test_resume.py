@@ -18,6 +18,7 @@ from tlx.errors import UserError
 from tlx.training.checkpoints import Checkpoints, Interrupted, resume_point
 from tlx.training.job import hold, prepare
 from tlx.training.run import train_stages
+from tlx.training.screen import Bar
 
 THREE_STAGES = [
     "stage=finetune", "+stage.all={train_from: all, epochs: 2, lr: 1e-3}", "stage.head.epochs=2",
@@ -118,11 +119,21 @@ def interrupt_at(job, monkeypatch, stage, epoch, batch):
     assert stop.value.exit_code == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("moment", [("head", 0, 1), ("top", 1, 3), ("all", 0, 2)])
-def test_a_signal_in_the_middle_of_an_epoch_resumes_exactly(job, tmp_path, monkeypatch, moment):
-    expected = train_stages(job("whole"))
-    interrupt_at(job("cut"), monkeypatch, *moment)
-    results = train_stages(job("cut"))
+@pytest.mark.parametrize(
+    ("moment", "overrides"),
+    [
+        (("head", 0, 1), ()),
+        (("top", 1, 3), ()),
+        (("all", 0, 2), ()),
+        (("all", 0, 0), ("trainer.accumulate=2",)),  # half of a step's gradients are there
+        (("all", 0, 3), ("verbosity=rich",)),  # the epoch's last step
+    ],
+)
+def test_a_signal_resumes_exactly(job, tmp_path, monkeypatch, moment, overrides):
+    monkeypatch.setattr(Bar.__init__, "__kwdefaults__", {"every": 0.0})  # drawn at each step
+    expected = train_stages(job("whole", *overrides))
+    interrupt_at(job("cut", *overrides), monkeypatch, *moment)
+    results = train_stages(job("cut", *overrides))
     assert [(r.best, r.best_epoch, r.steps) for r in results] == [
         (r.best, r.best_epoch, r.steps) for r in expected
     ]
@@ -132,6 +143,11 @@ def test_a_signal_in_the_middle_of_an_epoch_resumes_exactly(job, tmp_path, monke
             for folder in ("whole", "cut")
         )
         assert whole == cut, name
+        whole, cut = (
+            torch.load(tmp_path / f"{folder}/checkpoints/{name}/last.ckpt", weights_only=True)
+            for folder in ("whole", "cut")
+        )
+        assert whole["lr_schedulers"] == cut["lr_schedulers"], name
 
 
 def test_checkpoints_within_an_epoch_and_the_last_weights_by_option(job, tmp_path):

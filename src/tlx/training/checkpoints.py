@@ -85,6 +85,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # the epoch's end, after val, is next: Lightning resumes from there
+        if trainer.fit_loop._should_accumulate():
+            return  # gradients are in no checkpoint: the step to which they belong is next
         interrupted = self._is_interrupted(trainer)
         if interrupted or (self.every is not None and trainer.global_step % self.every == 0):
             self.save_last(trainer)

@@ -184,17 +184,25 @@ class StageModule(LightningModule):
     def _steps(self) -> int:
         """The optimizer's steps in the whole stage."""
         trainer: Any = self.trainer
+        in_epoch = math.ceil(self._batches() / trainer.accumulate_grad_batches)
+        return int(trainer.max_epochs * in_epoch)
+
+    def _batches(self) -> int:
+        """The batches of an epoch."""
+        trainer: Any = self.trainer
         batches: int = trainer.datamodule.batches_per_epoch()
         if isinstance(trainer.limit_train_batches, int):
             batches = min(batches, trainer.limit_train_batches)
-        return int(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        return batches
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.stage, self.classifier)
         steps = self._steps()
         scheduler = build_scheduler(self.stage.scheduler, optimizer, steps)
         if isinstance(scheduler, ReduceLROnPlateau):
-            plan = {"scheduler": scheduler, "interval": "epoch", "monitor": "val/loss"}
+            # an "epoch" interval comes after the checkpoint, which then lacks it
+            plan = {"scheduler": scheduler, "monitor": "val/loss"}
+            plan |= {"interval": "step", "frequency": self._batches()}
         else:
             plan = {"scheduler": scheduler, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": plan}

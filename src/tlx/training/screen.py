@@ -86,7 +86,10 @@ class Bar(Callback):
         self.progress.start()
         for handler in self.streams:
             handler.setStream(sys.stdout)  # the bar's, so that lines come above it
-        in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        in_epoch = 0  # after a resume from an epoch's end the count is still that epoch's
+        if epochs.started > epochs.processed:
+            in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self.began = trainer.current_epoch + in_epoch / _batches(trainer)
         self.started = time.monotonic()
 
