@@ -161,11 +161,11 @@ def _use(lock: Path) -> int:
 def _make_room(folder: Path, wanted: Sequence[str], rows: int) -> None:
     """Remove the oldest images of other runs, as many as these take beyond `rows`."""
     names = set(wanted)
-    others = [
-        (path.stat().st_mtime_ns, path)
-        for path in folder.parent.glob("*/*")
-        if path.name != "entry.json" and not (path.parent == folder and path.name in names)
-    ]
+    others = []
+    for path in folder.parent.glob("*/[!.]*"):  # a name with a dot is being written
+        if path.name != "entry.json" and not (path.parent == folder and path.name in names):
+            with suppress(FileNotFoundError):  # another run has removed it
+                others.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(others)[: max(0, len(others) + len(names) - rows)]:
         path.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import mmap
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -142,8 +143,11 @@ class Rows:
 
     def __init__(self, store: FeatureStore, entry: Entry, shape: Sequence[int], dtype: torch.dtype):
         with store.file(entry).open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_COPY)
-        self.tensor = torch.frombuffer(self._map, dtype=dtype).view(entry.rows, *shape)
+            # a private mapping would count as memory, of which a large entry needs too much
+            self._map = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            self.tensor = torch.frombuffer(self._map, dtype=dtype).view(entry.rows, *shape)
         self._row_bytes = entry.row_bytes
         Rows._all.add(self)
 
