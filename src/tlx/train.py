@@ -65,9 +65,12 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     """
     started = time.monotonic()
     config = parse(raw)
+    from tlx.training.devices import check_sweep
     from tlx.training.plan import check
 
     check(config)
+    if is_trial:
+        check_sweep(config.trainer)
     from tlx.training.checkpoints import Interrupted
     from tlx.training.job import hold, prepare
     from tlx.training.run import train_stages

@@ -135,6 +135,26 @@ def test_processes_share_the_extraction(image_folder, tmp_path):
     assert first + second == 2 * shapes + splits.count("train") + splits.count("val")
 
 
+def test_half_precision_is_for_gpus():
+    spec = parse(compose(["trainer=cpu", "trainer.precision=16-mixed"])).trainer
+    with pytest.raises(UserError, match="trainer.precision=16-mixed is for GPUs"):
+        devices.check_devices(spec)
+
+
+def test_each_process_has_a_val_image(image_folder, tmp_path):
+    settings = [*SETTINGS, "trainer=ddp", "trainer.devices=50", f"data.root={image_folder}"]
+    with pytest.raises(UserError, match=r"\d+ val images are too few for 50 processes"):
+        prepare(parse(compose(settings)), tmp_path)
+
+
+def test_a_trial_of_a_sweep_is_one_process(monkeypatch):
+    spec = parse(compose(["trainer=ddp"])).trainer
+    with pytest.raises(UserError, match="set trainer.devices=1"):
+        devices.check_sweep(spec)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun's
+    devices.check_sweep(spec)
+
+
 def test_batchnorm_is_synchronised_on_gpus_only():
     spec = parse(compose(["trainer=ddp", "trainer.sync_batchnorm=true"])).trainer
     with pytest.raises(UserError, match="sync_batchnorm=true needs GPUs"):

@@ -240,10 +240,15 @@ def test_a_wrong_rate_is_named(setting, message):
     ("overrides", "message"),
     [
         (["stage.top.l2_sp=0.1", "backbone.weights=null"], "stage.top.l2_sp=0.1 holds weights"),
+        (
+            ["optimizer=sgd", "optimizer.momentum=0", "+optimizer.nesterov=true"],
+            "optimizer torch.optim.SGD: Nesterov momentum requires",
+        ),
+        (["data.batch_size=31", "trainer=ddp"], "batch_size=31 cannot be shared by 2 processes"),
         (["stage.top.lr=find", "trainer=ddp"], "stage.top.lr=find: the sweep runs in one process"),
     ],
 )
-def test_a_rate_that_cannot_be_is_refused_before_work(overrides, message):
+def test_what_cannot_be_is_refused_before_work(overrides, message):
     with pytest.raises(UserError, match=message):
         check(parse(compose(["stage=finetune", *overrides])))
 

@@ -26,6 +26,17 @@ log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
+def share_of_batch(batch_size: int, processes: int) -> int:
+    """Images in a batch of each process."""
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        raise UserError(
+            f"data.batch_size={batch_size} cannot be shared by {processes} processes; "
+            f"give a multiple, such as {(share + 1) * processes}."
+        )
+    return share
+
+
 class ImageData(LightningDataModule):
     """The three splits of a manifest. Only train is augmented, shuffled and weighted.
 
@@ -196,13 +207,7 @@ class ImageData(LightningDataModule):
     def _share(self) -> int:
         """Images in a batch of each process."""
         _, world_size = self._process()
-        share, rest = divmod(self.batch_size, world_size)
-        if rest:
-            raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared by {world_size} processes; "
-                f"give a multiple, such as {(share + 1) * world_size}."
-            )
-        return share
+        return share_of_batch(self.batch_size, world_size)
 
     def _process(self) -> tuple[int, int]:
         """(rank, world size)"""

@@ -62,9 +62,8 @@ class WeightAverage(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:  # each process has seen other images' means and variances
-            self.average = {
-                name: trainer.strategy.broadcast(tensor) for name, tensor in self.average.items()
-            }
+            for tensor in self.average.values():
+                tensor.copy_(trainer.strategy.broadcast(tensor))  # which may come on another GPU
         self._put_in()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -31,6 +31,10 @@ def check_devices(spec: TrainerSpec) -> None:
         raise UserError("trainer.sync_batchnorm=true needs GPUs: PyTorch has it for CUDA only.")
     if spec.compile and choose_device(spec.accelerator).type == "cpu":
         _check_compiler()
+    if spec.precision == "16-mixed" and choose_device(spec.accelerator).type == "cpu":
+        raise UserError(
+            "trainer.precision=16-mixed is for GPUs; on the processor use auto, bf16-mixed or 32."
+        )
     if spec.devices == "auto":
         return
     wanted = int(spec.devices)
@@ -50,6 +54,16 @@ def _check_compiler() -> None:
         raise UserError(
             f"trainer.compile=true needs a C++ compiler, and {' or '.join(wanted)} is not there; "
             "install g++, or leave trainer.compile=false."
+        )
+
+
+def check_sweep(spec: TrainerSpec) -> None:
+    """Processes that Lightning starts would each begin the whole sweep again."""
+    launched = {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys()
+    if process_count(spec) > 1 and not launched:
+        raise UserError(
+            f"trainer.devices={spec.devices}: the trials of a sweep train in one process each; "
+            "set trainer.devices=1."
         )
 
 

@@ -148,7 +148,8 @@ def _own_device(job: Job) -> torch.device:
     """Of several processes on a machine with several GPUs, each has one."""
     device = choose_device(job.config.trainer.accelerator)
     if device.type == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
+        return torch.device("cuda", int(number))
     return device
 
 

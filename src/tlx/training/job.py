@@ -22,7 +22,7 @@ from tlx.models.folder import Architecture, SavedModel, build_classifier
 from tlx.models.preprocess import Preprocess
 from tlx.models.weights import resolve_weights
 from tlx.specs import Config
-from tlx.training.devices import choose_precision, keep_freed_memory
+from tlx.training.devices import choose_precision, keep_freed_memory, process_count
 from tlx.training.drift import Statistics, statistics
 from tlx.training.l2_sp import pretrained_weights
 from tlx.training.plan import architecture, preprocessing, read_manifest
@@ -74,6 +74,11 @@ def prepare(config: Config, folder: Path) -> Job:
     manifest = _manifest(config, folder)
     if not manifest.split("val"):
         raise UserError("no val images: the best epoch is chosen on them; set data.val above 0.")
+    if len(manifest.split("val")) < (count := process_count(config.trainer)):
+        raise UserError(
+            f"{len(manifest.split('val'))} val images are too few for {count} processes; raise "
+            "data.val, or use fewer trainer.devices."
+        )
     if config.threshold is not None or config.positive is not None:
         positive_class(config.positive, manifest.classes)  # raises for another, or several classes
     preprocess = preprocessing(config, weights.enum if weights else None)

@@ -76,6 +76,14 @@ def build_optimizer(stage: StageSpec, classifier: Classifier) -> Optimizer:
     return cls(groups[::-1], lr=spec.lr, **settings)  # type: ignore[call-arg]
 
 
+def check_optimizer(stage: StageSpec, classifier: Classifier) -> None:
+    """Raise for a class or settings that do not take the stage's parameters."""
+    try:
+        build_optimizer(stage, classifier)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {stage.optimizer.target}: {error}") from error
+
+
 def _fused(cls: type[Optimizer], groups: list[dict[str, Any]]) -> dict[str, bool]:
     """One pass over memory a step where PyTorch has that for the processor.
 

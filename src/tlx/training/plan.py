@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tlx.data.augment import Augment
+from tlx.data.datamodule import share_of_batch
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest
 from tlx.data.sources import build_manifest
@@ -22,8 +23,8 @@ from tlx.models.preprocess import Preprocess
 from tlx.models.weights import weights_member
 from tlx.specs import Config, StageSpec
 from tlx.training.devices import check_devices, process_count
-from tlx.training.optim import check_schedule, optimizer_class
-from tlx.training.unfreezing import check_refreezing, has_batchnorm, plain_stages
+from tlx.training.optim import check_optimizer, check_schedule
+from tlx.training.unfreezing import apply_stage, check_refreezing, has_batchnorm, plain_stages
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> 
 def check(config: Config) -> None:
     """Raise for every mistake that shows without reading images or weights."""
     check_devices(config.trainer)
+    share_of_batch(config.data.batch_size, process_count(config.trainer))
     root = config.data.root
     is_made = config.data.source == "torchvision"  # its downloads make the folder
     if root is not None and not is_made and not Path(root).expanduser().exists():
@@ -109,7 +111,6 @@ def check(config: Config) -> None:
     if config.threshold is not None:
         parse_aim(config.threshold)
     for stage in config.stages:
-        optimizer_class(stage.optimizer)
         check_schedule(stage.scheduler)
         _check_rates(config, stage)
     _check_input(config)
@@ -124,6 +125,9 @@ def check(config: Config) -> None:
             )
     if not config.allow_refreeze:
         check_refreezing(classifier, stages)
+    for stage in stages:
+        apply_stage(classifier, stage)
+        check_optimizer(stage, classifier)
 
 
 def _check_input(config: Config) -> None:
