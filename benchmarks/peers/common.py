@@ -26,6 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--top-epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--everything", action="store_true")  # learns after the head, not block5
+    parser.add_argument("--uncached", action="store_true")  # tlx on images, an epoch of --steps
     parser.add_argument("--default", action="store_true")  # tlx as it comes, not the recipe
     return parser.parse_args()
 

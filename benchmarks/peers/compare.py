@@ -1,14 +1,15 @@
 """tlx beside its peers on the reference recipe; prints a table and keeps it as JSON too.
 
-    python benchmarks/peers/compare.py .bench [--steps 20] [--repeats 3] [--full]
+    python benchmarks/peers/compare.py .bench [--steps 20] [--repeats 3] [--full [NAME ...]]
 
 All train VGG16 on the same 2,000 images of 150 pixels, 20 a step: 30 epochs of 100 steps on the
-head, then 100 with block5, and go over the same 624 val images after each epoch. Without --full
-each peer takes one epoch of `--steps` steps of each kind, tlx (which computes its frozen blocks
-once, whole) 2 epochs on the head and 1 with block5; the time of the whole recipe is what a step,
-a pass over val and everything else took, each as often as the recipe has it; the accuracies are
-then of networks that hardly learnt, and say nothing of the programs. The programs take
-turns, `--repeats` times with another seed each; ratios are within a turn, medians are shown.
+head, then 100 with block5, and go over the same 624 val images after each epoch. Those named after
+--full take all of it (all, where none is named). The others take one epoch of `--steps` steps of
+each kind, but tlx, which computes its frozen blocks once, whole, 2 epochs on the head and 1 with
+block5; the time of the whole recipe is what a step, a pass over val and everything else took, each
+as often as the recipe has it. Accuracies are compared after the same steps: where the peers'
+schedule is short, tlx trains once more on it, without its cache. The programs take turns,
+`--repeats` times with another seed each; ratios are within a turn, medians are shown.
 With --everything all blocks learn after the head, nothing is cached, and a step's time is printed:
 of tlx the mean of steps 11 to 20 with `--steps 22`, of the others the median.
 How long the default `stage=finetune` takes on the same files, and how good it gets, by seed:
@@ -41,13 +42,13 @@ PROGRAMS = {  # name → script, environment below the folder (None: tlx's own)
 Found = dict[str, Any]
 
 
-def run(folder: Path, name: str, schedule: list[str], seed: int) -> Found:
+def run(folder: Path, name: str, taken: list[str], seed: int) -> Found:
     """What the program's last line says, with the peak memory of its largest process in GB."""
     script, environment = PROGRAMS[name]
     python = folder / environment / "bin/python" if environment else sys.executable
     command = [
         str(python), str(HERE / script), "--data", str(folder / "data"),
-        "--weights", str(folder / "vgg16.safetensors"), "--seed", str(seed), *schedule,
+        "--weights", str(folder / "vgg16.safetensors"), "--seed", str(seed), *taken,
     ]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -57,6 +58,12 @@ def run(folder: Path, name: str, schedule: list[str], seed: int) -> Found:
     if child.returncode != 0:
         raise SystemExit(f"{name} failed")
     return json.loads(lines[-1]) | {"memory": usage.ru_maxrss / 1024**2}
+
+
+def schedule(steps: int, epochs: tuple[int, int], everything: bool = False) -> list[str]:
+    head, top = epochs
+    numbers = ["--steps", str(steps), "--head-epochs", str(head), "--top-epochs", str(top)]
+    return [*numbers, *["--everything"] * everything]
 
 
 def whole(found: Found) -> Found:
@@ -106,37 +113,41 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--full", nargs="*", choices=list(PROGRAMS), help="the whole recipe")
     parser.add_argument("--everything", action="store_true", help="a step that trains it all")
     parser.add_argument("--only", nargs="*", choices=list(PROGRAMS)[1:], help="peers; default: all")
     args = parser.parse_args()
     folder = args.folder.resolve()
     names = ["tlx", *(args.only if args.only is not None else list(PROGRAMS)[1:])]
+    full = names if args.full == [] else args.full or []
     results: dict[str, list[Found]] = {name: [] for name in names}
     for seed in range(args.repeats):
         for name in names:
-            epochs = (HEAD_EPOCHS, TOP_EPOCHS) if args.full else (2, 1) if name == "tlx" else (1, 1)
-            steps = STEPS if args.full or name == "tlx" else args.steps
-            if args.everything:
-                epochs, steps = (1, 1), args.steps
-            schedule = ["--steps", str(steps), "--head-epochs", str(epochs[0])]
-            schedule += ["--top-epochs", str(epochs[1]), *["--everything"] * args.everything]
-            found = run(folder, name, schedule, seed)
-            results[name].append(whole(found))
-            print(name, json.dumps(results[name][-1]), file=sys.stderr, flush=True)
+            steps, epochs = args.steps, (1, 1)
+            if name in full:
+                steps, epochs = STEPS, (HEAD_EPOCHS, TOP_EPOCHS)
+            elif name == "tlx" and not args.everything:
+                steps, epochs = STEPS, (2, 1)
+            found = whole(run(folder, name, schedule(steps, epochs, args.everything), seed))
+            if name == "tlx" and not args.everything and full != names:
+                short = [*schedule(args.steps, (1, 1)), "--uncached"]
+                found |= {"end": found["right"], "right": run(folder, name, short, seed)["right"]}
+            results[name].append(found)
+            print(name, json.dumps(found), file=sys.stderr, flush=True)
     if args.everything:
         print(steps_table(results))
         return
-    measured = (
-        "the whole recipe"
-        if args.full
-        else (
-            f"one epoch of {args.steps} steps of each kind, for tlx 2 and 1 of {STEPS}; times are "
-            f"scaled to {HEAD_EPOCHS} and {TOP_EPOCHS} epochs of {STEPS} steps. The accuracies are "
-            "those after the few steps taken, not comparable"
+    measured = f"the whole recipe by {', '.join(full)}. " if full else ""
+    if full != names:
+        measured += (
+            f"One epoch of {args.steps} steps of each kind by the others, by tlx 2 and 1 of "
+            f"{STEPS}; times are scaled to {HEAD_EPOCHS} and {TOP_EPOCHS} epochs of {STEPS} steps. "
+            f"Accuracies are those after {args.steps} steps of each kind. "
         )
-    )
-    text = f"Measured: {measured}. Medians of {args.repeats}.\n\n{table(results)}\n"
+    ends = [f"{f['end'] / f['images']:.3f}" for f in results["tlx"] if "tlx" in full and "end" in f]
+    if ends:
+        measured += f"After its whole recipe tlx's are {', '.join(ends)}. "
+    text = f"Measured: {measured}Medians of {args.repeats}.\n\n{table(results)}\n"
     (folder / "peers.md").write_text(text, "utf-8")
     (folder / "peers.json").write_text(json.dumps(results, indent=1), "utf-8")
     print(text)

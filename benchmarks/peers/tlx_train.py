@@ -1,6 +1,7 @@
 """tlx's side: `python -m tlx.train` as a user starts it, with an empty cache folder of its own.
 
-With --default its own stages, optimizer and head train on the files, whatever the schedule says.
+With --default its own stages, optimizer and head train on the files, whatever the schedule says;
+with --uncached it trains on the images, so that an epoch can have fewer steps.
 """
 
 import json
@@ -21,9 +22,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         limit = []
+        if args.uncached or args.everything:
+            limit = [f"trainer.limit_train={args.steps}"]
         if args.everything:
-            limit = ["stage.top.train_from=all", "trainer.limit_eval=1"]
-            limit += [f"trainer.limit_train={args.steps}"]
+            limit += ["stage.top.train_from=all", "trainer.limit_eval=1"]
         recipe = [
             "head=mlp", f"data.batch_size={common.BATCH}", "loss=binary", "augment=keras",
             "augment.vertical_flip=true", "optimizer=rmsprop",
