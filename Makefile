@@ -32,7 +32,7 @@ clean:  ## remove the environments and what tools left behind; runs in outputs/ 
 	rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache build dist
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tlx needs Python 3.10 or newer")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python 3.11 or newer; tlx itself 3.10")'
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
 """How fast images are read, hashed and compared, and what a hundred thousand of them take.
 
-    OMP_NUM_THREADS=1 python benchmarks/scanning.py          # needs pip install 'tlx[demo]'
+    OMP_NUM_THREADS=1 python benchmarks/scanning.py          # needs pip install elpv-dataset
 
 The photographs are ELPV's 2,624 PNGs of 300×300 pixels, and JPEGs made of them. Each is scanned
 with nothing kept (every file is decoded; the system has the files in memory), then again with the
@@ -87,7 +87,7 @@ def many(root: Path, paths: list[str]) -> None:
 def main() -> None:
     spec = find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("the photographs are not installed: pip install 'tlx[demo]'")
+        raise SystemExit("the photographs are not installed: pip install elpv-dataset")
     photographs = sorted((Path(spec.submodule_search_locations[0]) / "data/images").glob("*.png"))
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["TLX_CACHE_DIR"] = str(Path(temporary) / "cache")

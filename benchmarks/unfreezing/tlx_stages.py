@@ -31,7 +31,7 @@ from tlx.training.unfreezing import StagedUnfreezing
 
 SETTINGS = [
     "backbone=shufflenet_v2_x0_5", "backbone.weights=null", "data=folder", "data.image_size=32",
-    "data.batch_size=4", "trainer=cpu", "trainer.precision=32", "trainer.progress=false",
+    "data.batch_size=4", "trainer=cpu", "trainer.precision=32", "verbosity=quiet",
     "augment=light", "cache=off", "head.dropout=0.5", "stage.head.epochs=1", "optimizer.lr=0.01",
 ]  # fmt: skip
 TWO_STAGES = [

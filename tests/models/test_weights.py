@@ -456,7 +456,7 @@ def test_a_missing_reader_is_told_before_the_download(
     wheel: package_index.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package_index, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package json: pip install 'tlx\[demo\]'"):
+    with pytest.raises(UserError, match=r"needs the package json: pip install json"):
         package_index.fetch("squeezenet1_1")
     assert not (tmp_path / "pip.log").exists()
 

