@@ -76,6 +76,8 @@ def test_zero_is_a_value():
         (["sead=1"], "unknown key 'sead'. Did you mean seed"),
         (["+data.rot=x"], "unknown key 'data.rot'. Did you mean data.root"),
         (["+experimnt.x=1"], "unknown key 'experimnt'"),
+        (["stage.head.patience=0"], "stage.head.patience=0: 1 epoch or more, or null"),
+        (["data.num_workers=-1"], "data.num_workers=-1 is negative"),
         (["stage.head.epochs=0"], "stage.head.epochs=0: a stage trains for 1 epoch or more"),
         (["stage.head.epochs=two"], "stage.head.epochs='two' is not valid; .* a whole number"),
         (["data=folder"], "data.root is not given; add data.root="),
@@ -126,3 +128,15 @@ def test_help_and_a_config_error_do_not_import_torch(arguments, code):
 def test_a_regular_expression_and_a_mapping_need_no_second_quotes():
     data = config("data=csv", r"data.group=(patient\d+)_'", "data.columns={label: breed}").data
     assert (data.group, data.columns) == (r"(patient\d+)_'", {"label": "breed"})
+
+
+@pytest.mark.parametrize(
+    "path", ["/photos (1)", "/home/jörg/Fotos", "/it's #1 & [more]", "C:/a~1", "/plain/x-1.zip"]
+)
+def test_a_path_is_taken_as_it_is(path):
+    assert config("data=folder", f"data.root={path}").data.root == path
+
+
+def test_a_path_below_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert config("data=folder", "data.root=~/photos").data.root == "/home/someone/photos"

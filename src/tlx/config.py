@@ -63,6 +63,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     family_of(config.backbone.name)  # raises for a name that is none
     if config.seed < 0:
         raise UserError(f"seed={config.seed} is negative; give 0 or more.")
+    if (config.data.num_workers or 0) < 0:
+        raise UserError(f"data.num_workers={config.data.num_workers} is negative; give 0 or more.")
     return config
 
 
@@ -90,6 +92,8 @@ def _stages(
         own["optimizer"] = _optimizer(own.get("optimizer") or optimizer, lr, key)
         own["scheduler"] = own.get("scheduler") or scheduler
         spec = _typed(StageSpec, {"name": name, **own}, key)
+        if spec.patience is not None and spec.patience < 1:
+            raise UserError(f"{key}.patience={spec.patience}: 1 epoch or more, or null.")
         if spec.epochs < 1:
             raise UserError(f"{key}.epochs={spec.epochs}: a stage trains for 1 epoch or more.")
         _check_rates(spec, key)
@@ -241,10 +245,25 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
 
 
+PATHS = (
+    "data.root", "data.table", "data.exclude", "backbone.weights", "cache.dir", "hydra.run.dir",
+    "hydra.sweep.dir",
+)  # fmt: skip
+
+
 def _quoted(argument: str) -> str:
-    """A regular expression is not Hydra's to parse."""
+    """Regular expressions, and paths with characters that Hydra reads otherwise, as they are."""
+    import os
+
     key, _, value = argument.partition("=")
-    if key != "data.group" or value in ("", "null") or value[0] in "'\"":
+    if value in ("", "null") or value[0] in "'\"":
+        return argument
+    if key in PATHS:  # the shell leaves the ~ of KEY=~/… alone
+        value = os.path.expanduser(value)
+        argument = f"{key}={value}"
+    is_odd = re.search(r"[^\w /\\.+:@%*?|=$-]", value, re.ASCII)
+    is_path = key in PATHS and is_odd and not re.search(r",|\$\{", value)  # no sweep, no reference
+    if not (key == "data.group" or is_path):
         return argument
     escaped = value.replace("'", r"\'")
     return f"{key}='{escaped}'"
@@ -348,6 +367,11 @@ def saved_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run} is no run's folder: it has no .hydra/config.yaml.")
     return _plain(OmegaConf.load(path))
+
+
+def is_trial(run: Path) -> bool:
+    """Whether a sweep made it; its folder may lie deeper where a path is swept over."""
+    return any((parent / "multirun.yaml").is_file() for parent in run.resolve().parents)
 
 
 def resumed(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
