@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from tlx.config import compose, parse
 from tlx.data.manifest import Manifest
@@ -331,6 +332,17 @@ def test_val_out_of_train_keeps_copies_together(split_folder: Path) -> None:
     assert len(manifest.split("test")) == 6
 
 
+def test_a_near_copy_in_a_test_folder_stops_nothing(split_folder: Path) -> None:
+    """Only exact ones do, whether val comes too or is drawn."""
+    shutil.rmtree(split_folder / "Valid")
+    picture = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
+    large = Image.fromarray(picture).resize((64, 64), Image.Resampling.BICUBIC)
+    large.save(split_folder / "Train/red/large.png")
+    large.resize((48, 48)).save(split_folder / "TEST/red/small.png")
+    manifest = build(split_folder, val=0.5, keep_together="near")
+    assert manifest.split("test")[-1].path == "TEST/red/small.png"
+
+
 def test_folds_of_a_folder_that_comes_split(split_folder: Path) -> None:
     folds = [build(split_folder, folds=4, fold=fold) for fold in range(4)]
     assert {fold.split("test") for fold in folds} == {folds[0].split("test")}
@@ -488,6 +500,6 @@ def test_elpv_test_is_the_same_for_every_seed_and_val_is_not(elpv: dict[int, Man
 def test_elpv_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlx.data.sources.find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"needs the elpv-dataset package: pip install 'tlx\[demo\]'"
+        UserError, match=r"needs the elpv-dataset package: pip install elpv-dataset"
     ):
         build(None, "elpv")

@@ -49,7 +49,8 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
         there = settled
         check_classes(root, there, there)  # train may have lost all it had of one
     if spec.keep_together != "none" and not _comes_split(there, spec):
-        same = copies(read, near=spec.keep_together == "near")
+        drawn = {record.path: read[record.path] for record in there if record.split != "test"}
+        same = copies(drawn, near=spec.keep_together == "near")
         there = _with_groups(there, group_names(there, None, same))
     there = settle_leaks(_split(spec, there, seed), digests, spec.on_leak)
     if spec.split != "sequential":  # which says itself what a split lacks
@@ -67,7 +68,11 @@ def kept_manifest(path: Path, spec: DataSpec) -> Manifest:
     manifest = Manifest.read(path, data_root(spec))
     verify(manifest)
     known = {sample.path for sample in manifest.samples}
-    new = [r.path for r in list_records(spec, manifest.root) if r.path not in known]
+    try:
+        new = [r.path for r in list_records(spec, manifest.root) if r.path not in known]
+    except UserError as error:  # the manifest has all that the run needs
+        log.warning("not looked for new images: %s", error)
+        new = []
     if new and spec.per_class is None:  # few-shot leaves most images out
         log.warning("%d images are not in the run's manifest, such as %s", len(new), new[0])
     return manifest

@@ -82,7 +82,7 @@ def prepare(config: Config, folder: Path) -> Job:
     if config.threshold is not None or config.positive is not None:
         positive_class(config.positive, manifest.classes)  # raises for another, or several classes
     preprocess = preprocessing(config, weights.enum if weights else None)
-    if is_first_process():
+    if is_first_process() and not (folder / "checkpoints").exists():
         listed = [record.path for record in list_records(config.data, manifest.root)]
         _tell_problems(manifest, listed, preprocess, folder)
     design = architecture(config, len(manifest.classes), preprocess)
