@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models import squeezenet1_1
 
-from tlx import evaluate, predict, summary, train
+from tlx import compare, evaluate, predict, summary, train
 from tlx.evaluation import results
 from tlx.models.backbones import build_backbone
 
@@ -252,6 +253,36 @@ def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatc
         assert not (trial.parent / "predictions/test.csv").exists()
         assert re.fullmatch(r"[01]_optimizer.lr=0.01?|[01]_optimizer.lr=0.001", trial.parent.name)
         assert not (trial.parent / "predictions/test.csv").exists()
+
+
+def test_a_trial_that_cannot_be_leaves_the_others_and_no_run_is_overwritten(
+    image_folder, tmp_path, monkeypatch, capsys
+):
+    """Swept over weights, whose paths have slashes: a trial lies deeper than its name says."""
+    good, also = tmp_path / "good.pth", tmp_path / "also.pth"
+    for path in (good, also):
+        torch.save(squeezenet1_1().state_dict(), path)
+    arguments = [
+        "-m", *(a for a in SMALL if not a.startswith(("stage.top", "backbone"))), "stage=head",
+        "stage.head.epochs=1", "backbone=squeezenet1_1", f"data.root={image_folder}",
+        f"backbone.weights={tmp_path}/none.pth,{good},{also}", f"hydra.sweep.dir={tmp_path}/sweep",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        run_train(monkeypatch, *arguments)
+    assert stop.value.code == 2
+    assert "none.pth" in capsys.readouterr().err
+    metrics, _ = (tmp_path / "sweep").rglob("metrics.json")
+    before = metrics.read_bytes()
+    assert "test" not in json.loads(before)
+    compare.main([str(tmp_path / "sweep"), "split=val"])
+    assert "val" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments, "seed=1")
+    assert "holds a run already" in (metrics.parent / "train.log").read_text()
+    assert metrics.read_bytes() == before
+    metrics.rename(metrics.parent / "kept.json")
+    train.main([f"resume={metrics.parent}"])
+    assert not (metrics.parent / "predictions/test.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """tlx NAME is python -m tlx.NAME."""
 
-import importlib
+import runpy
 import sys
 
 COMMANDS = {
@@ -30,7 +30,8 @@ def main() -> None:
 
         sys.exit(f"tlx: {unknown('command', name, COMMANDS)}")
     del sys.argv[1]
-    importlib.import_module(f"tlx.{name}").main(sys.argv[1:])
+    # as python -m does, so that processes which a training starts get the same command
+    runpy.run_module(f"tlx.{name}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

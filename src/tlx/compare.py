@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlx.commands import command, split_arguments
-from tlx.config import saved_config
+from tlx.config import is_trial, saved_config
 from tlx.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -57,15 +57,15 @@ def _trials(folder: Path) -> list[Path]:
 
     if (folder / ".hydra").is_dir() or (folder / "metrics.json").is_file():
         return [folder]
-    if trials := [path.parent for path in folder.glob("*/metrics.json")]:
-        return sorted(trials, key=lambda trial: natural_key(trial.name))
+    if trials := [path.parent for path in folder.rglob("metrics.json")]:
+        return sorted(trials, key=lambda trial: natural_key(str(trial)))
     raise UserError(f"{folder} holds no finished run: there is no metrics.json in or below it.")
 
 
 def _way_out(place: Path, split: str) -> str:
     if not (place / "metrics.json").is_file():
         return f"python -m tlx.train resume={place} goes on with it"
-    if split == "test" and (place.parent / "multirun.yaml").is_file():
+    if split == "test" and is_trial(place):
         return "a sweep leaves them alone: compare its trials with split=val"
     return f"python -m tlx.evaluate run={place} split={split} makes them"
 

@@ -58,7 +58,7 @@ def _evaluate(config: Config, run: Path, split: str) -> None:
     samples = manifest.samples if split == "all" else manifest.split(split)
     if not samples:
         raise UserError(f"{run} has no {split} images; see split in its manifest.csv.")
-    compute = compute_of(config, choose_precision(config.trainer))
+    compute = compute_of(config, choose_precision(config.trainer, run))
     probabilities = probabilities_of(model, samples, manifest.root, compute)
     path = run / "metrics.json"
     metrics = json.loads(path.read_text("utf-8"))

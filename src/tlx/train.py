@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tlx.commands import command
-from tlx.config import help_text, parse, resumed, run_hydra
+from tlx.config import help_text, is_trial, parse, resumed, run_hydra
 from tlx.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @command()
@@ -23,12 +25,25 @@ def main(arguments: Sequence[str]) -> None:
         if (folder / "metrics.json").exists():
             raise UserError(f"the run in {folder} is finished; its results are in metrics.json.")
         _log_as_hydra_does(folder)
-        run(raw, folder, is_trial=(folder.parent / "multirun.yaml").is_file())
+        run(raw, folder, is_trial=is_trial(folder))
         return
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
             _check_unused(Path(argument.partition("=")[2]))
-    run_hydra(run)
+    run_hydra(_begin)
+
+
+def _begin(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+    """A run of Hydra's. The other trials of a sweep go on where one cannot."""
+    if not is_trial:
+        return run(raw, folder, is_trial)
+    try:
+        if _is_first_process():
+            _check_unused(folder, "hydra.sweep.dir")
+        return _train(raw, folder, is_trial)
+    except UserError as error:
+        log.error("%s: %s", folder.name, error)
+        raise
 
 
 def _log_as_hydra_does(folder: Path) -> None:
@@ -45,20 +60,24 @@ def _is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
-def _check_unused(folder: Path) -> None:
-    """Before Hydra writes: a run is never overwritten, nor are two mixed."""
+def _check_unused(folder: Path, key: str = "hydra.run.dir") -> None:
+    """A run is never overwritten, nor are two mixed. Before Hydra writes, where that is known."""
     if any((folder / name).exists() for name in ("checkpoints", "model", "metrics.json")):
         raise UserError(
-            f"hydra.run.dir={folder} holds a run already; choose another folder, "
+            f"{key}={folder} holds a run already; choose another folder, "
             f"or go on with it: python -m tlx.train resume={folder}"
         )
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise UserError(f"hydra.run.dir={folder} cannot be written: see {parent}.")
+        raise UserError(f"{key}={folder} cannot be written: see {parent}.")
 
 
 @command()
 def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+    return _train(raw, folder, is_trial)
+
+
+def _train(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     """Train by the composed configuration into `folder`; the best score on val.
 
     A trial of a sweep leaves the test images alone unless `test=true`.

@@ -25,9 +25,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def train(folder, image_folder, *arguments):
+def train(folder, image_folder, *arguments, name=("tlx.train",)):
     command = [
-        sys.executable, "-m", "tlx.train", *SETTINGS, f"data.root={image_folder}",
+        sys.executable, "-m", *name, *SETTINGS, f"data.root={image_folder}",
         f"hydra.run.dir={folder}", *arguments,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False,
@@ -38,11 +38,11 @@ def train(folder, image_folder, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["on", "off"])
-def test_two_processes_equal_one_with_the_same_batch(image_folder, tmp_path, cache):
+@pytest.mark.parametrize(("cache", "name"), [("on", ("tlx.train",)), ("off", ("tlx", "train"))])
+def test_two_processes_equal_one_with_the_same_batch(image_folder, tmp_path, cache, name):
     one, metrics_of_one, _ = train(tmp_path / "one", image_folder, "trainer=cpu", f"cache={cache}")
     two, metrics_of_two, done = train(
-        tmp_path / "two", image_folder, "trainer=ddp", f"cache={cache}"
+        tmp_path / "two", image_folder, "trainer=ddp", f"cache={cache}", name=name
     )
     assert done.stdout.count("Stage head") == 1  # only the first process speaks
     for key, value in one.items():

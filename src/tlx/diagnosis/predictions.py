@@ -93,7 +93,7 @@ def predicted_again(run: RunFolder) -> Iterator[Finding]:
     """On evaluation's own path, with the saved model."""
     if not run.splits:
         raise UserError("there are no predictions: the run did not reach its end")
-    precision = choose_precision(run.config.trainer)
+    precision = choose_precision(run.config.trainer, run.folder)
     compute = replace(compute_of(run.config, precision), num_workers=0, batch_size=LOOKED_AT)
     tolerance = TOLERANCE if precision == "32" else COARSE
     for split in run.splits:
