@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import squeezenet1_1
 
-from tlx import compare, evaluate, predict, summary, train
+from tlx import __main__, compare, evaluate, predict, summary, train
 from tlx.evaluation import results
 from tlx.models.backbones import build_backbone
 
@@ -392,6 +392,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(
     a, b = (json.loads((f / "metrics.json").read_text())["test"] for f in (finished, folder))
     assert b["accuracy"] == a["accuracy"]
     assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)  # `finished` trained on cached features
+
+
+def test_an_unknown_command_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tlx", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        __main__.main()
+    assert stop.value.code == 2
+    assert "unknown command 'trian'. Did you mean train" in capsys.readouterr().err
 
 
 def test_every_command_has_a_readable_help(capsys):

@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from tlx.commands import command
+
 COMMANDS = {
     "check": "what is wrong with a folder of photographs",
     "split": "a folder of photographs as train, validation and test folders",
@@ -17,18 +19,19 @@ COMMANDS = {
 }
 
 
+@command()
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("tlx COMMAND [KEY=VALUE …]\n")
-        for command, text in COMMANDS.items():
-            print(f"  {command:10}{text}")
+        for each, text in COMMANDS.items():
+            print(f"  {each:10}{text}")
         print("\ntlx COMMAND --help says more.")
         return
     if name not in COMMANDS:
         from tlx.errors import unknown
 
-        sys.exit(f"tlx: {unknown('command', name, COMMANDS)}")
+        raise unknown("command", name, COMMANDS)
     del sys.argv[1]
     # as python -m does, so that processes which a training starts get the same command
     runpy.run_module(f"tlx.{name}", run_name="__main__", alter_sys=True)

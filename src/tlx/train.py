@@ -114,6 +114,8 @@ def _train(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
 
             with_test = config.test is True or (config.test == "auto" and not is_trial)
             report = ("none" if is_trial else "full") if config.report == "auto" else config.report
+            # at least the stages' own, of which a resumed run has trained a part
+            started = min(started, time.monotonic() - sum(stage.seconds for stage in stages))
             conclude(job, stages, started=started, with_test=with_test, report=report)
     return stages[-1].best
 

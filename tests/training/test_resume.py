@@ -150,6 +150,15 @@ def test_a_signal_resumes_exactly(job, tmp_path, monkeypatch, moment, overrides)
         assert whole["lr_schedulers"] == cut["lr_schedulers"], name
 
 
+def test_seconds_are_those_of_all_processes(job, tmp_path, monkeypatch):
+    interrupt_at(job("cut"), monkeypatch, "head", 0, 1)
+    path = tmp_path / "cut/checkpoints/head/last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["callbacks"]["Checkpoints"]["seconds"] = 1000.0
+    torch.save(state, path)
+    assert train_stages(job("cut"))[0].seconds > 1000
+
+
 def test_checkpoints_within_an_epoch_and_the_last_weights_by_option(job, tmp_path):
     """`checkpoint_steps` leaves every third step's state; `hand_over=last` the last epoch's."""
     run = job("often", "trainer.checkpoint_steps=3", "stage.head.hand_over=last",

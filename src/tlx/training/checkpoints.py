@@ -3,6 +3,7 @@
 import logging
 import pickle
 import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,19 @@ class Checkpoints(Checkpoint):
         self.best: tuple[float, float] | None = None  # the score and, between equals, minus loss
         self.best_epoch = 0  # counted from 1
         self.interrupted_by: int | None = None
+        self.began = time.monotonic()
+        self.earlier = 0.0  # seconds that interrupted processes have trained the stage
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": list(self.best or ()), "best_epoch": self.best_epoch}
+        seconds = self.earlier + time.monotonic() - self.began
+        return {
+            "best": list(self.best or ()), "best_epoch": self.best_epoch, "seconds": seconds
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = tuple(state_dict["best"]) or None
         self.best_epoch = state_dict["best_epoch"]
+        self.earlier = state_dict["seconds"]
 
     @property
     def score(self) -> float:

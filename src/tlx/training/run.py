@@ -145,7 +145,7 @@ def _train_stage(
         name=stage.name,
         train_from=first,
         epochs=trainer.current_epoch,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(time.monotonic() - started + checkpoints.earlier, 3),
         trainable_parameters=trainable,
         total_parameters=total,
         cached=cached,
