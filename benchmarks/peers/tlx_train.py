@@ -48,10 +48,10 @@ def main() -> None:
         step = {}
         if args.everything:
             events = EventAccumulator(str(run)).Reload()
-            rate = events.Scalars("speed/images_per_second")[
-                -1
-            ].value  # of the last whole ten steps
-            step = {"top_step": common.BATCH / rate}
+            ten = events.Scalars("speed/images_per_second")[
+                -2
+            ]  # the last is what the epoch has left
+            step = {"top_step": common.BATCH / ten.value}
     head, top = metrics["stages"]
     val = metrics["val"]
     print(json.dumps({
