@@ -48,10 +48,8 @@ def main() -> None:
         step = {}
         if args.everything:
             events = EventAccumulator(str(run)).Reload()
-            ten = events.Scalars("speed/images_per_second")[
-                -2
-            ]  # the last is what the epoch has left
-            step = {"top_step": common.BATCH / ten.value}
+            rates = events.Scalars("speed/images_per_second")  # the last is the epoch's rest
+            step = {"top_step": common.BATCH / rates[-2].value}
     head, top = metrics["stages"]
     val = metrics["val"]
     print(json.dumps({
