@@ -101,10 +101,13 @@ from tlx.training.job import is_first_process, prepare
 
 folder, (features.PART_ROWS, wrote, forward) = Path(sys.argv[1]), (4, 0, features.Source.forward)
 
-def together(source, images, cuts):  # nobody is ready before the other one has begun
-    (folder / f"begun {is_first_process()}").touch()
-    while len(list(folder.glob("begun *"))) < 2:
+def meet(moment):
+    (folder / f"{moment} {is_first_process()}").touch()
+    while len(list(folder.glob(f"{moment} *"))) < 2:
         time.sleep(0.01)
+
+def together(source, images, cuts):  # nobody is ready before the other one has begun
+    meet("begun")
     time.sleep(0.02)
     global wrote
     wrote += len(images)
@@ -114,6 +117,7 @@ job = prepare(parse(compose(sys.argv[2:])), folder)
 features.Source.forward = together
 results = run.train_stages(job)
 print("wrote", wrote, results[0].cached, flush=True)
+meet("ended")  # the first process holds what the other needs to end its fit
 """
 
 
@@ -128,7 +132,9 @@ def test_processes_share_the_extraction(image_folder, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first, second = (int(n) for n in re.findall(r"wrote (\d+) True", done.stdout))
+    wrote = [int(n) for n in re.findall(r"wrote (\d+) True", done.stdout)]
+    assert len(wrote) == 2, done.stdout + done.stderr
+    first, second = wrote
     splits = [line.split(",")[2] for line in (tmp_path / "manifest.csv").read_text().splitlines()]
     shapes = 2 + 1  # of the first and of the second stage, in both processes
     assert first > shapes < second
