@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -106,8 +107,8 @@ def _train(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
             stages = train_stages(job)
         except (Interrupted, KeyboardInterrupt) as stop:
             reason = str(stop) or "Ctrl-C"
-            print(f"Stopped by {reason}. To go on: python -m tlx.train resume={folder}",
-                  file=sys.stderr)  # fmt: skip
+            way = f"python -m tlx.train resume={shlex.quote(str(folder))}"
+            print(f"Stopped by {reason}. To go on: {way}", file=sys.stderr)
             sys.exit(getattr(stop, "exit_code", 130))
         if job.is_first_process:
             from tlx.evaluation.conclusion import conclude
