@@ -137,17 +137,17 @@ def main() -> None:
     if args.everything:
         print(steps_table(results))
         return
-    measured = f"the whole recipe by {', '.join(full)}. " if full else ""
+    measured = f"The whole recipe by {', '.join(full)}. " if full else ""
     if full != names:
         measured += (
             f"One epoch of {args.steps} steps of each kind by the others, by tlx 2 and 1 of "
             f"{STEPS}; times are scaled to {HEAD_EPOCHS} and {TOP_EPOCHS} epochs of {STEPS} steps. "
             f"Accuracies are those after {args.steps} steps of each kind. "
         )
-    ends = [f"{f['end'] / f['images']:.3f}" for f in results["tlx"] if "tlx" in full and "end" in f]
-    if ends:
-        measured += f"After its whole recipe tlx's are {', '.join(ends)}. "
-    text = f"Measured: {measured}Medians of {args.repeats}.\n\n{table(results)}\n"
+    if "tlx" in full and full != names:
+        ends = ", ".join(f"{found['end'] / found['images']:.3f}" for found in results["tlx"])
+        measured += f"After its whole recipe tlx's, of the epoch with the lowest loss, are {ends}. "
+    text = f"{measured}Medians of {args.repeats}.\n\n{table(results)}\n"
     (folder / "peers.md").write_text(text, "utf-8")
     (folder / "peers.json").write_text(json.dumps(results, indent=1), "utf-8")
     print(text)
