@@ -1,5 +1,6 @@
 """Items, and batches of them: image or features, what training aims at with it, its index."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ class ImageDataset(Dataset[Item]):
 
     `keys` (one per file, see `sample_key`) and `seed` are what the augmentation is drawn from.
     `targets` are class indices or, which mixing needs, probabilities. `kept` spares decoding.
+    Where `contents` has the files' sha256, a file that holds something else is an error.
     """
 
     def __init__(  # noqa: PLR0913 — four of them by name
@@ -58,6 +60,7 @@ class ImageDataset(Dataset[Item]):
         self.keys = keys
         self.seed = seed
         self.kept = kept
+        self.contents: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -125,12 +128,20 @@ class ImageDataset(Dataset[Item]):
         path = self.files[index]
         try:
             data = read(path)
+            self._check(index, data)
             image = decode_pixels(data, path, self.decoding, partial(_shorter_side, box_of))
         except UnreadableImage as error:
             # a plain UserError, because a worker process can only pass on one with one argument
             raise UserError(f"{error}. Restore the file or remove it, then run again.") from error
         height, width = image.shape[1:]
         return self.preprocess(image, box_of(width, height)), data
+
+    def _check(self, index: int, data: bytes) -> None:
+        if self.contents and hashlib.sha256(data).hexdigest() != self.contents[index]:
+            raise UserError(
+                f"{self.files[index]} has changed since the images were listed. Restore it and go "
+                "on, or start a new run."
+            )
 
 
 def _shorter_side(box_of: Callable[[int, int], Box | None], width: int, height: int) -> int:

@@ -1,6 +1,7 @@
 """What a stage leaves on disk: its newest state, its best weights, and how it ended."""
 
 import logging
+import math
 import pickle
 import signal
 import time
@@ -117,7 +118,9 @@ class Checkpoints(Checkpoint):
         epoch = trainer.current_epoch + 1
         metrics = trainer.callback_metrics
         score = self.sign * float(metrics[self.monitor]), -float(metrics["val/loss"])
-        improved = self.best is None or score > self.best
+        # nothing is above NaN, with which a first epoch may have begun
+        was_lost = self.best is not None and math.isnan(self.best[0]) and not math.isnan(score[0])
+        improved = self.best is None or was_lost or score > self.best
         if improved:
             self.best, self.best_epoch = score, epoch
         if trainer.is_global_zero and (improved or self.hand_over == "last"):
@@ -135,13 +138,15 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> None:
         """All processes take part; the first one writes. The one before stays, as previous.ckpt."""
         last = self.folder / "last.ckpt"
-        if not trainer.is_global_zero:
+        if trainer.is_global_zero:
+            with replace_atomically(last) as temporary:
+                trainer.save_checkpoint(temporary)
+                if last.exists():
+                    last.replace(self.folder / "previous.ckpt")
+        else:
             trainer.save_checkpoint(last)
-            return
-        with replace_atomically(last) as temporary:
-            trainer.save_checkpoint(temporary)
-            if last.exists():
-                last.replace(self.folder / "previous.ckpt")
+        # until the file has its name: Lightning kills the first process when another one ends
+        trainer.strategy.barrier()
 
 
 def resume_point(folder: Path) -> Path | None:

@@ -114,6 +114,10 @@ class Pictures:
     samples: Sequence[Sample]
     view: int | None
 
+    def __post_init__(self) -> None:
+        # the features are kept under these names: they must be of these files
+        self.dataset.contents = [sample.sha256 for sample in self.samples]
+
     @cached_property
     def contents(self) -> str:
         """A checksum of the files and of the keys that augmentation is drawn by."""
