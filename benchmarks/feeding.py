@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.augment import Augment, apply
 from tlx.data.datamodule import ImageData
 from tlx.data.decoded import DecodeCache

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.datasets import Features
 from tlx.training import run as runs
 from tlx.training.inputs import image_data

@@ -171,6 +171,19 @@ def test_predict_names_what_it_cannot_use(finished, image_folder, tmp_path, caps
     assert len(read_csv(tmp_path / "o")) == 24
 
 
+def test_a_run_is_not_trained_over_where_its_folder_is_a_reference(
+    finished, image_folder, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(finished, tmp_path / "shufflenet_v2_x0_5")
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run_train(monkeypatch, *SMALL, f"data.root={image_folder}",
+                  f"hydra.run.dir={tmp_path}/${{backbone.name}}", "seed=7")  # fmt: skip
+    assert stop.value.code == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (run / "metrics.json").read_bytes() == before
+
+
 def test_a_run_is_never_overwritten(finished, image_folder, monkeypatch, capsys):
     config = (finished / ".hydra/config.yaml").read_text()
     arguments = [*SMALL, f"data.root={image_folder}", f"hydra.run.dir={finished}", "seed=7"]

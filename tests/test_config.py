@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tlx.config import compose, conf_dir, parse
+from tlx.composition import compose, conf_dir
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models.catalog import BACKBONES
 

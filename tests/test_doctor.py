@@ -148,7 +148,8 @@ def test_ranked_puts_causes_before_symptoms() -> None:
 
 
 def test_examining_changes_neither_network_nor_random_numbers(image_folder, tmp_path) -> None:
-    from tlx.config import compose, parse
+    from tlx.composition import compose
+    from tlx.config import parse
     from tlx.training.job import prepare
 
     job = prepare(parse(compose([*SMALL[:-1], f"data.root={image_folder}"])), tmp_path)

@@ -12,7 +12,8 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from tlx import config
-from tlx.config import compose, conf_dir, parse
+from tlx.composition import compose, conf_dir
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.evaluation.intervals import wilson
 from tlx.models.outputs import sample_losses

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tlx import summary
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 
 
 def table(*overrides, num_classes):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.sources import build_manifest
 from tlx.models.weights import resolve_weights
 

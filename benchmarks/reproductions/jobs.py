@@ -5,7 +5,8 @@ from pathlib import Path
 
 from commands import stand_ins
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.training.job import Job, prepare
 
 

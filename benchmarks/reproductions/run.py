@@ -19,7 +19,7 @@ from typing import Any
 
 from commands import names, stand_ins
 
-from tlx.config import saved_config
+from tlx.composition import saved_config
 from tlx.evaluation.comparison import Run, read_run
 from tlx.evaluation.intervals import t_interval, wilson
 from tlx.files import write_json

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from tiny import mode_gap, moved, state
 
 import tlx
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.training import run
 from tlx.training.job import prepare
 from tlx.training.unfreezing import StagedUnfreezing

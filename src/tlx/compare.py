@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlx.commands import command, split_arguments
-from tlx.config import is_trial, saved_config
+from tlx.composition import is_trial, saved_config
 from tlx.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _before(overrides: Sequence[str], *, quick: bool, output: Path | None) -> "Examination":
-    from tlx.config import compose, parse
+    from tlx.composition import compose
+    from tlx.config import parse
 
     config = parse(compose(overrides))
     from tlx.diagnosis.before import examine_config

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlx.commands import command, own_arguments
-from tlx.config import override, parse, saved_config
+from tlx.composition import override, saved_config
+from tlx.config import parse
 from tlx.errors import UserError, unknown
 from tlx.specs import Config
 

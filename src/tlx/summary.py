@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlx.commands import command, split_arguments
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.specs import Config
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tlx.commands import command
-from tlx.config import help_text, is_trial, parse, resumed, run_hydra
+from tlx.composition import help_text, is_trial, resumed, run_hydra
+from tlx.config import parse
 from tlx.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,14 +38,18 @@ def main(arguments: Sequence[str]) -> None:
 def _begin(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     """A run of Hydra's. The other trials of a sweep go on where one cannot."""
     if not is_trial:
-        return run(raw, folder, is_trial)
+        return command()(_run_anew)(raw, folder, is_trial)  # else Hydra prints the error as well
     try:
-        if _is_first_process():
-            _check_unused(folder, "hydra.sweep.dir")
-        return _train(raw, folder, is_trial)
+        return _run_anew(raw, folder, is_trial)
     except UserError as error:
         log.error("%s: %s", folder.name, error)
         raise
+
+
+def _run_anew(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+    if _is_first_process():
+        _check_unused(folder, "hydra.sweep.dir" if is_trial else "hydra.run.dir")
+    return run(raw, folder, is_trial)
 
 
 def _log_as_hydra_does(folder: Path) -> None:
@@ -73,12 +78,7 @@ def _check_unused(folder: Path, key: str = "hydra.run.dir") -> None:
         raise UserError(f"{key}={folder} cannot be written: see {parent}.")
 
 
-@command()
 def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
-    return _train(raw, folder, is_trial)
-
-
-def _train(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     """Train by the composed configuration into `folder`; the best score on val.
 
     A trial of a sweep leaves the test images alone unless `test=true`.

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from tlx.config import compose, conf_dir
+from tlx.composition import compose, conf_dir
 from tlx.data.augment import Augment, apply, crop_box, sample_key
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import FeatureDataset, ImageDataset

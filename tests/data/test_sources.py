@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.manifest import Manifest
 from tlx.data.scan import Scanned
 from tlx.data.sources import build_manifest, data_root, find_images

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from planted import SIDE, bars, folder_of_bars, shuffle_labels
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.augment import Augment
 from tlx.data.manifest import Manifest, Sample
 from tlx.diagnosis import splits

@@ -9,7 +9,8 @@ import torch
 from planted import weights_file
 from torch import nn
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.diagnosis.before import NETWORK, NETWORK_FULL
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import ranked

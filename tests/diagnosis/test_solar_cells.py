@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.manifest import Manifest
 from tlx.diagnosis.before import case_of, examine
 from tlx.diagnosis.case import Case

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import get_model
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.augment import Augment
 from tlx.diagnosis.after import examine_run
 from tlx.diagnosis.before import case_of, examine

@@ -14,7 +14,8 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.projector import ProjectorConfig
 from torch import nn
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.manifest import Manifest, Sample
 from tlx.evaluation.board import write_board
 from tlx.evaluation.captured import kept_features

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from tlx.config import compose
+from tlx.composition import compose
 from tlx.data.manifest import Manifest, Sample
 from tlx.errors import UserError
 from tlx.evaluation.examples import confused_pairs, in_turn, mistakes, successes

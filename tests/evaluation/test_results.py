@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.manifest import Sample
 from tlx.evaluation.calibration import calibrated, fit_temperature, reliability
 from tlx.evaluation.prediction_file import nine_digits, read_predictions

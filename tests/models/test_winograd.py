@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.models.folder import SavedModel, build_classifier, load_model, save_model
 from tlx.models.winograd import (
     TILES,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.training import devices
 from tlx.training import run as run_module
@@ -56,7 +57,8 @@ RANKS = """
 import hashlib, sys
 from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.training import run
 from tlx.training.job import prepare
 
@@ -95,7 +97,8 @@ def test_processes_that_torchrun_starts_agree_bit_for_bit(image_folder, tmp_path
 SHARING = """
 import os, sys, time
 from pathlib import Path
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.training import features, run
 from tlx.training.job import is_first_process, prepare
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models import winograd
 from tlx.models.folder import Architecture, build_classifier
@@ -294,6 +295,21 @@ def test_images_changed_on_disk_are_computed_again(job, image_folder, write_imag
     changed = [a != b for a, b in zip(*entries, strict=True)]
     split = {s.path: s.split for s in data.manifest.samples}["blue/0.png"]
     assert changed == [split == "val", split == "train"]
+
+
+def test_features_are_of_the_files_that_they_are_kept_for(job, tmp_path, write_image):
+    """Changed after they were listed, before they are read."""
+    run = job("cache=on")
+    path = run.manifest.root / run.manifest.split("train")[0].path
+    before = path.read_bytes()
+    write_image(path, (1, 2, 3))
+    with pytest.raises(UserError, match=f"{path.name} has changed since the images were listed"):
+        train_stages(run)
+    path.write_bytes(before)
+    restored, fresh = train_stages(run), train_stages(job("cache=on", folder="fresh"))
+    assert [r.best for r in restored] == [r.best for r in fresh]
+    other = job("cache=on", f"cache.dir={tmp_path}/other", folder="other")
+    assert [r.best for r in train_stages(other)] == [r.best for r in fresh]
 
 
 def test_another_format_is_another_name_and_is_cleared(job, tmp_path, monkeypatch, open_store):

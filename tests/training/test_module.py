@@ -9,7 +9,8 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.transforms.v2.functional import normalize
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.data.datasets import ImageDataset
 from tlx.data.samplers import EpochSampler
 from tlx.training.job import prepare

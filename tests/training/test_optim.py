@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from test_module import job
 from test_unfreezing import classifier, learning, stage
-from tlx.config import compose, conf_dir, parse
+from tlx.composition import compose, conf_dir
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.specs import OptimizerSpec
 from tlx.training.module import StageModule

@@ -5,7 +5,8 @@ import logging
 import pytest
 import torch
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models.preprocess import Preprocess
 from tlx.training.plan import (

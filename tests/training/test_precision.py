@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models.winograd import best_grid
 from tlx.training import devices, precision

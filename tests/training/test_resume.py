@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from tlx import train
-from tlx.config import compose, parse, resumed
+from tlx.composition import compose, resumed
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.training.checkpoints import Checkpoints, Interrupted, resume_point
 from tlx.training.job import hold, prepare
+from tlx.training.module import StageModule
 from tlx.training.run import train_stages
 from tlx.training.screen import Bar
 
@@ -148,6 +150,18 @@ def test_a_signal_resumes_exactly(job, tmp_path, monkeypatch, moment, overrides)
             for folder in ("whole", "cut")
         )
         assert whole["lr_schedulers"] == cut["lr_schedulers"], name
+
+
+def test_a_first_epoch_whose_loss_is_no_number_is_not_the_best(job, monkeypatch):
+    original = StageModule._log
+
+    def log(self, split, seen):
+        if split == "val" and self.trainer.current_epoch == 0:
+            seen[0] = seen[0] * float("nan")
+        original(self, split, seen)
+
+    monkeypatch.setattr(StageModule, "_log", log)
+    assert train_stages(job("run"))[0].best_epoch == 2
 
 
 def test_seconds_are_those_of_all_processes(job, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
-from tlx.config import compose, parse
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models.folder import Architecture, build_classifier
 from tlx.training.job import prepare

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tlx.config import parse, saved_config
+from tlx.composition import saved_config
+from tlx.config import parse
 from tlx.data.manifest import Manifest
 from tlx.data.sources import data_root
 from tlx.errors import UserError

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.config import parse, saved_config
+from tlx.composition import saved_config
+from tlx.config import parse
 from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest
 from tlx.data.sources import data_root

@@ -1,0 +1,206 @@
+"""A command line, or a run's folder, as plain dicts: the only code that touches Hydra's objects.
+
+Nothing here imports torch, so that `--help` and a mistyped key answer at once.
+"""
+
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlx.errors import UserError, unknown
+from tlx.models.catalog import BACKBONES
+
+# settings that are paths, which Hydra's grammar does not take whole
+PATHS = (
+    "data.root", "data.table", "data.exclude", "backbone.weights", "cache.dir", "hydra.run.dir",
+    "hydra.sweep.dir",
+)  # fmt: skip
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or at the top of the checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parents[1] / "conf"
+
+
+def help_text() -> str:
+    """Train's help, without Hydra's search for plugins and choices, which takes seconds."""
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.load(conf_dir() / "train.yaml").hydra.help.template)
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose `overrides` (train's command line) into plain dicts, without starting a run."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    _register_backbones()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), _readable_errors():
+        return _plain(hydra_compose("train", [_quoted(override) for override in overrides]))
+
+
+def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
+    """Run `job(raw config, run folder, is one trial of a sweep)` as Hydra's application."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    def task(node: Any) -> Any:
+        settings = HydraConfig.get()
+        return job(
+            _plain(node), Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
+        )
+
+    _register_backbones()
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+    _name_trials_by_what_differs()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them
+    with _readable_errors():
+        hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
+
+
+def _quoted(argument: str) -> str:
+    """Regular expressions, and paths with characters that Hydra reads otherwise, as they are."""
+    key, _, value = argument.partition("=")
+    if value in ("", "null") or value[0] in "'\"":
+        return argument
+    if key in PATHS:  # the shell leaves the ~ of KEY=~/… alone
+        value = os.path.expanduser(value)
+        argument = f"{key}={value}"
+    is_odd = re.search(r"[^\w /\\.+:@%*?|=$-]", value, re.ASCII)
+    is_path = key in PATHS and is_odd and not re.search(r",|\$\{", value)  # no sweep, no reference
+    if not (key == "data.group" or is_path):
+        return argument
+    escaped = value.replace("'", r"\'")
+    return f"{key}='{escaped}'"
+
+
+def _name_trials_by_what_differs() -> None:
+    """Of a sweep's settings, those that all trials share stay out of the folders' names."""
+    arguments = sys.argv[1:]
+    if {"-m", "--multirun"} & set(arguments):
+        pairs = [a.lstrip("+").partition("=") for a in arguments if "=" in a]
+        shared = sorted({key for key, _, value in pairs if not re.search(r"[,(]", value)})
+        name = "hydra.job.config.override_dirname.exclude_keys"
+        sys.argv.append(f"{name}=[{','.join(shared)}]")
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
+
+    try:
+        raw = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
+        hint = OmegaConf.select(node, "data.hint") if key == "data.root" else None
+        text = f"{key} is not given; add {key}=… to the command. {hint or ''}"
+        raise UserError(text.strip()) from None
+    return typing.cast(dict[str, Any], raw)
+
+
+def _register_backbones() -> None:
+    """Make every torchvision network that has no file of its own a choice `backbone=NAME`."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    files = {path.stem for path in (conf_dir() / "backbone").glob("*.yaml")}
+    for name in sorted(set(BACKBONES) - files):
+        store.store(name, {"name": name, "weights": "imagenet"}, group="backbone")
+
+
+class _readable_errors:  # noqa: N801
+    """Turn Hydra's and OmegaConf's errors into a UserError with the nearest valid names."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise _explain(error) from None
+
+
+def _explain(error: BaseException) -> UserError:
+    text = str(error)
+    if found := re.search(r"Could not override '([\w.@/-]+)'", text):
+        key, near = found[1], _nearby_keys(found[1])
+        if key in near:  # as in stage=head stage.top.epochs=3
+            group = key.split(".")[0]
+            return UserError(
+                f"{key} is not a key of this {group}; leave it out, or choose another."
+            )
+        return unknown("key", key, near)
+    if found := re.search(r"Could not find '([\w]+)/([\w.-]+)'", text):
+        group, name = found[1], found[2]
+        names = {p.stem for p in (conf_dir() / group).glob("*.yaml")}
+        return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
+    return UserError(text.split("\nfull_key", maxsplit=1)[0].strip())
+
+
+def _nearby_keys(key: str) -> list[str]:
+    """Every key of the default configuration with as many parts as `key`, or its first parts."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    keys: list[str] = []
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(prefix + name)
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}.")
+
+    GlobalHydra.instance().clear()  # the composition that failed is over
+    walk(compose(["data=elpv"]), "")
+    siblings = [k for k in keys if k.count(".") == key.count(".")]
+    parent = key.rpartition(".")[0]
+    return [k for k in siblings if k.rpartition(".")[0] == parent] or siblings
+
+
+# ---- Runs ----
+
+FREE_ON_RESUME = ("data.num_workers", "data.root", "test", "report", "verbosity")
+
+
+def saved_config(run: Path) -> dict[str, Any]:
+    """The composed configuration that a run's folder holds."""
+    from omegaconf import OmegaConf
+
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is no run's folder: it has no .hydra/config.yaml.")
+    return _plain(OmegaConf.load(path))
+
+
+def is_trial(run: Path) -> bool:
+    """Whether a sweep made it; its folder may lie deeper where a path is swept over."""
+    return any((parent / "multirun.yaml").is_file() for parent in run.resolve().parents)
+
+
+def resumed(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The saved configuration and folder of `resume=RUN`; other keys that change it are refused."""
+    pairs = dict(argument.partition("=")[::2] for argument in arguments)
+    run = Path(pairs.pop("resume"))
+    raw = saved_config(run)
+    if refused := sorted(set(pairs) - set(FREE_ON_RESUME)):
+        raise UserError(
+            f"resume={run} goes on with the saved configuration; these would change its result: "
+            f"{', '.join(refused)}. Only {', '.join(FREE_ON_RESUME)} can be set."
+        )
+    return override(raw, pairs), run
+
+
+def override(raw: dict[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
+    """`raw` with KEY=VALUE pairs set, values read as YAML."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create(raw)
+    return _plain(
+        OmegaConf.merge(node, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs.items()]))
+    )
