@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
-from tlx import config
+from tlx import composition
 from tlx.composition import compose, conf_dir
 from tlx.config import parse
 from tlx.errors import UserError
@@ -111,7 +111,7 @@ def test_the_command_line_wins(name):
 def test_a_typo_in_a_file_raises(lines, message, tmp_path, monkeypatch):
     shutil.copytree(conf_dir(), tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{lines}\n")
-    monkeypatch.setattr(config, "conf_dir", lambda: tmp_path / "conf")
+    monkeypatch.setattr(composition, "conf_dir", lambda: tmp_path / "conf")
     with pytest.raises(UserError, match=message):
         parse(compose(["experiment=own", "data=elpv"]))
 

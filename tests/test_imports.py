@@ -12,6 +12,7 @@ CHAIN = [
     "files",
     "models.catalog",
     "specs",
+    "composition",
     "config",
     "data",
     "models",
@@ -68,10 +69,10 @@ def test_models_and_data_know_neither_lightning_nor_hydra():
             assert heavy == set(), name
 
 
-def test_only_config_touches_hydra():
+def test_only_composition_touches_hydra():
     users = {
         name
         for name, path in modules().items()
         if any(i.split(".")[0] in ("hydra", "omegaconf") for i in imports(path))
     }
-    assert users == {"config"}
+    assert users == {"composition"}

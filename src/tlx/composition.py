@@ -34,6 +34,15 @@ def help_text() -> str:
     return str(OmegaConf.load(conf_dir() / "train.yaml").hydra.help.template)
 
 
+def stage_defaults() -> dict[str, Any]:
+    """For a stage that was added on the command line: `+stage.NAME={train_from: …, epochs: …}`."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.load(conf_dir() / "stage" / "settings" / "default.yaml")
+    settings = typing.cast(dict[str, Any], OmegaConf.to_container(node))
+    return {key: value for key, value in settings.items() if value != "???"}
+
+
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """Compose `overrides` (train's command line) into plain dicts, without starting a run."""
     from hydra import compose as hydra_compose

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar
 
-from tlx.composition import conf_dir
+from tlx.composition import stage_defaults
 from tlx.errors import UserError, unknown
 from tlx.models.catalog import family_of
 from tlx.specs import (
@@ -77,7 +77,7 @@ def _stages(
         key = f"stage.{name}"
         if not isinstance(settings, Mapping):
             raise UserError(f"{key}={settings!r} is no stage; it takes settings such as epochs=5.")
-        own = {**_stage_defaults(), **settings}
+        own = {**stage_defaults(), **settings}
         lr = _checked(own.pop("lr", None), float | Literal["find"] | None, f"{key}.lr")
         own["find_lr"] = lr == "find"
         if not isinstance(lr, float):
@@ -103,15 +103,6 @@ def _stages(
             )
         specs.append(spec)
     return tuple(specs)
-
-
-def _stage_defaults() -> dict[str, Any]:
-    """For a stage that was added on the command line: `+stage.NAME={train_from: …, epochs: …}`."""
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.load(conf_dir() / "stage" / "settings" / "default.yaml")
-    settings = typing.cast(dict[str, Any], OmegaConf.to_container(node))
-    return {key: value for key, value in settings.items() if value != "???"}
 
 
 def _check_rates(spec: StageSpec, key: str) -> None:
