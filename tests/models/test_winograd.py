@@ -10,12 +10,13 @@ from tlx.composition import compose
 from tlx.config import parse
 from tlx.models.folder import SavedModel, build_classifier, load_model, save_model
 from tlx.models.winograd import (
+    DENOMINATORS,
     TILES,
     Grid,
     WinogradConv2d,
     best_grid,
     bf16_pays,
-    transformed,
+    transforms,
     use_winograd,
 )
 from tlx.training.plan import architecture, preprocessing
@@ -92,8 +93,12 @@ def test_bf16_while_it_learns(monkeypatch, m, way):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fast(x.detach()), direct(x.detach()))  # frozen
         assert not torch.equal(fast(x), direct(x))
-        under = transformed(direct[0].weight, m, torch.bfloat16)
-    assert torch.equal(under, transformed(direct[0].weight, m, torch.bfloat16))
+
+
+@pytest.mark.parametrize("m", TILES)
+def test_transforms_are_exact_in_bf16(m):
+    for transform in (*transforms(m)[::2], transforms(m)[1] * DENOMINATORS[m] ** 2):
+        assert torch.allclose(transform.bfloat16().float(), transform, rtol=1e-6, atol=0)
 
 
 def test_bf16_on_which_processors(monkeypatch):

@@ -22,6 +22,8 @@ from tlx.models.processor import cpu_flags
 TILES = (2, 3, 4)  # m; larger ones round too coarsely
 # For 3 and 4 those that round least of some tried: a third less than the usual 0, 1, -1, 2, -2.
 POINTS = {2: (0, 1, -1), 3: (0, 0.5, -1, 2), 4: (0, 1, -1, 0.5, -2)}
+# The transforms of inputs and outputs are exact in bfloat16, that of weights times these squared.
+DENOMINATORS = {2: 1, 3: 9, 4: 15}
 PART_BYTES = 1 << 26  # of transformed tiles at once; a layer takes about four times as many
 # Up to PART_BYTES of them stay for the backward pass; more are computed again.
 
@@ -179,7 +181,7 @@ class Grid(NamedTuple):
         image, row, column, one = padded.stride()
         size = (n, self.down, self.across, m + 2, m + 2, c)
         tiles = padded.as_strided(size, (image, row * m, column * m, row, column, one))
-        return _by_value(_each(transforms(m)[2], tiles.reshape(self.rows(n), -1, c)))
+        return _by_value(transforms(m)[2], tiles.reshape(self.rows(n), -1, c))
 
     def summed(self, tiles: Tensor, n: int) -> Tensor:
         """The gradient of `tiles`: (n, H, W, C) of (t², rows, C)."""
@@ -207,27 +209,47 @@ class Grid(NamedTuple):
         (n, k, h, w), m = dy.shape, self.m
         y = F.pad(dy.permute(0, 2, 3, 1), (0, 0, 0, self.across * m - w, 0, self.down * m - h))
         y = y.reshape(n, self.down, m, self.across, m, k).transpose(2, 3)
-        return _by_value(_each(transforms(m)[0].T, y.reshape(self.rows(n), m * m, k)))
+        return _by_value(transforms(m)[0].T, y.reshape(self.rows(n), m * m, k))
 
 
 def transformed(weight: Tensor, m: int, dtype: torch.dtype) -> Tensor:
     """(t², K, C) of weights (K, C, 3, 3) float32."""
     nine = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
-    with torch.autocast("cpu", enabled=False):  # its transform is not exact in bfloat16
-        return _by_value(_each(transforms(m)[1], nine).to(dtype))
+    transform, factor = _of_weights(m, dtype)
+    return _by_value(transform, nine if factor == 1 else (nine * factor).to(dtype))
+
+
+def gradient(du: Tensor, m: int) -> Tensor:
+    """Of weights (K, C, 3, 3) float32, by that of `transformed` (t², K, C)."""
+    transform, factor = _of_weights(m, du.dtype)
+    nine = _each(transform.T, du.transpose(0, 1)).float()
+    if factor != 1:
+        nine *= factor
+    return nine.view(len(nine), 3, 3, -1).permute(0, 3, 1, 2)
+
+
+def _of_weights(m: int, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """(t², 9) and a factor, whose product is the transform."""
+    square = DENOMINATORS[m] ** 2 if dtype == torch.bfloat16 else 1
+    return square * transforms(m)[1], 1 / square
 
 
 def _each(transform: Tensor, tiles: Tensor) -> Tensor:
     """(N, a, C): a transform (a, b) of each of (N, b, C), which fit the processor's caches."""
-    transform = transform.to(tiles.dtype)  # inputs' and outputs' are exact in bfloat16
-    return torch.bmm(transform.expand(len(tiles), -1, -1), tiles)
+    return torch.bmm(transform.to(tiles.dtype).expand(len(tiles), -1, -1), tiles)
 
 
-def _by_value(tiles: Tensor) -> Tensor:
-    """(t², N, C) of (N, t², C)."""
-    values = tiles.transpose(0, 1)
-    # products in bfloat16 are a fifth faster than on a view, in float32 they are not
-    return values.contiguous() if values.dtype == torch.bfloat16 else values
+def _by_value(transform: Tensor, tiles: Tensor) -> Tensor:
+    """(a, N, C): what `_each` gives.
+
+    Side by side in bfloat16, whose products are then a fifth faster; in float32 they are not.
+    """
+    if tiles.dtype != torch.bfloat16:
+        return _each(transform, tiles).transpose(0, 1)
+    values = tiles.new_empty(len(transform), len(tiles), tiles.shape[2])
+    same = transform.to(tiles.dtype).expand(len(tiles), -1, -1)
+    torch.bmm(same, tiles, out=values.transpose(0, 1))
+    return values
 
 
 class Winograd(torch.autograd.Function):
@@ -281,8 +303,5 @@ class Winograd(torch.autograd.Function):
             if dx is not None:
                 summed = grid.summed(torch.bmm(products, u), len(x[part]))
                 dx[part] = summed.permute(0, 3, 1, 2)
-        dw = None
-        if du is not None:
-            dw = _each(transforms(grid.m)[1].T, du.float().transpose(0, 1))
-            dw = dw.view(len(dw), 3, 3, -1).permute(0, 3, 1, 2)
+        dw = gradient(du.to(x.dtype), grid.m) if du is not None else None
         return dx, dw, dy.sum((0, 2, 3), dtype=torch.float32) if needs_bias else None, None, None
