@@ -16,6 +16,7 @@ from tlx.models.winograd import (
     WinogradConv2d,
     best_grid,
     bf16_pays,
+    transformed,
     transforms,
     use_winograd,
 )
@@ -69,13 +70,13 @@ def test_outputs_and_gradients(monkeypatch, settings, m, sides, way):
 
 
 @pytest.mark.parametrize("m", TILES)
-@pytest.mark.parametrize("way", ["whole", "parts"])
+@pytest.mark.parametrize("way", ["whole", "parts", "gradients alone"])
 def test_bf16_while_it_learns(monkeypatch, m, way):
     """Near the float32 values; without gradients, as in evaluation, the direct way's to the bit."""
     direct, fast = pair()
     if way == "parts":
         monkeypatch.setattr("tlx.models.winograd.PART_BYTES", 1 << 16)
-    always(monkeypatch, m)
+    always(monkeypatch, m, ahead=way != "gradients alone")
     monkeypatch.setattr("tlx.models.winograd.bf16_pays", lambda: True)
     found = []
     for network in (direct, fast):
@@ -92,7 +93,9 @@ def test_bf16_while_it_learns(monkeypatch, m, way):
     fast.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fast(x.detach()), direct(x.detach()))  # frozen
-        assert not torch.equal(fast(x), direct(x))
+        assert torch.equal(fast(x), direct(x)) is (way == "gradients alone")
+        under = transformed(direct[0].weight.detach(), m, torch.bfloat16)
+    assert torch.equal(under, transformed(direct[0].weight.detach(), m, torch.bfloat16))
 
 
 @pytest.mark.parametrize("m", TILES)

@@ -216,7 +216,8 @@ def transformed(weight: Tensor, m: int, dtype: torch.dtype) -> Tensor:
     """(t², K, C) of weights (K, C, 3, 3) float32."""
     nine = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
     transform, factor = _of_weights(m, dtype)
-    return _by_value(transform, nine if factor == 1 else (nine * factor).to(dtype))
+    nine = nine if factor == 1 else nine * factor
+    return _by_value(transform, nine.to(dtype))
 
 
 def gradient(du: Tensor, m: int) -> Tensor:
@@ -234,9 +235,9 @@ def _of_weights(m: int, dtype: torch.dtype) -> tuple[Tensor, float]:
     return square * transforms(m)[1], 1 / square
 
 
-def _each(transform: Tensor, tiles: Tensor) -> Tensor:
+def _each(transform: Tensor, tiles: Tensor, out: Tensor | None = None) -> Tensor:
     """(N, a, C): a transform (a, b) of each of (N, b, C), which fit the processor's caches."""
-    return torch.bmm(transform.to(tiles.dtype).expand(len(tiles), -1, -1), tiles)
+    return torch.bmm(transform.to(tiles.dtype).expand(len(tiles), -1, -1), tiles, out=out)
 
 
 def _by_value(transform: Tensor, tiles: Tensor) -> Tensor:
@@ -247,8 +248,7 @@ def _by_value(transform: Tensor, tiles: Tensor) -> Tensor:
     if tiles.dtype != torch.bfloat16:
         return _each(transform, tiles).transpose(0, 1)
     values = tiles.new_empty(len(transform), len(tiles), tiles.shape[2])
-    same = transform.to(tiles.dtype).expand(len(tiles), -1, -1)
-    torch.bmm(same, tiles, out=values.transpose(0, 1))
+    _each(transform, tiles, out=values.transpose(0, 1))
     return values
 
 
