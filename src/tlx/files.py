@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tlx.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -34,13 +37,17 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path, message: str) -> Iterator[None]:
     """Hold `path` as a lock between processes; UserError with `message` when another one does.
 
-    The lock goes with the process, however it ends; the file stays.
+    The lock goes with the process, however it ends; the file stays. Where the disk has no locks, as
+    some network drives do not, a warning says that nothing is held.
     """
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(message) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): use it in one process at a time.",
+                        path.parent, error)  # fmt: skip
         yield
 
 

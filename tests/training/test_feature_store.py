@@ -6,9 +6,12 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +239,40 @@ def test_room_is_made_of_what_is_unused_and_tlxs(tmp_path, open_store):
     with pytest.raises(OSError, match=r"0\.0 GB are needed"):
         fill(open_store(600), [A])
     assert B.name in {item.path.name for item in contents(tmp_path)}  # it would not have helped
+
+
+def test_room_is_made_on_a_full_disk_where_that_is_enough(tmp_path, open_store, monkeypatch):
+    fill(store := open_store(), [B])
+    store.close()
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match="are free on the disk"):
+        fill(open_store(), [replace(A, row_bytes=64_000)])
+    assert [item.path.name for item in contents(tmp_path)] == [B.name]
+    free = A.bytes - 1
+    with pytest.raises(OSError, match="are free on the disk"):  # the free bytes stay as they are
+        fill(open_store(), [A])
+    assert contents(tmp_path) == []
+
+
+def test_locks_are_opened_as_nfs_wants_them(tmp_path, open_store, monkeypatch):
+    """flock(2): shared locks want files open for reading, exclusive ones for writing."""
+    real, seen = fcntl.flock, []
+
+    def flock(file, kind):
+        wanted = os.O_RDONLY if kind & fcntl.LOCK_SH else os.O_WRONLY
+        number = file if isinstance(file, int) else file.fileno()
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode not in (wanted, os.O_RDWR):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        seen.append(kind)
+        real(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fill(open_store(), [B])
+    assert [item.in_use for item in contents(tmp_path)] == [True]
+    fill(open_store(700), [A])
+    assert {fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB} <= set(seen)
 
 
 def test_an_entry_says_what_it_is_and_its_checksums_find_one_changed_bit(tmp_path, open_store):

@@ -152,7 +152,7 @@ def _open_folder(settings: DecodeCache, preprocess: object, shape: Sequence[int]
 @cache
 def _use(lock: Path) -> int:
     """Until the process ends, `tlx cache` sees that the folder is in use; also its last use."""
-    held = os.open(lock, os.O_WRONLY | os.O_CREAT)
+    held = os.open(lock, os.O_RDWR | os.O_CREAT)  # RDWR: for a shared lock on NFS
     fcntl.flock(held, fcntl.LOCK_SH)
     os.utime(lock)
     return held

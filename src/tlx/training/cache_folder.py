@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import zlib
@@ -116,9 +117,10 @@ def remove(entry: Path) -> bool:
 
 
 def _is_locked(lock: Path) -> bool:
-    with lock.open("rb") as file:
+    """Whether a process uses the entry, as far as can be told here."""
+    with lock.open("rb+" if os.access(lock, os.W_OK) else "rb") as file:  # rb+: NFS wants it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
             return True
     return False

@@ -110,8 +110,13 @@ class FeatureStore:
         with waiting(self.folder / ".lock"):
             path = self.folder / f"{entry.name}.lock"
             if entry.name not in self._locks:
-                lock = self._locks[entry.name] = path.open("a")
-                fcntl.flock(lock, fcntl.LOCK_SH)
+                lock = path.open("a+")  # NFS wants to read what is shared, and write what is not
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+                except OSError:
+                    lock.close()
+                    raise
+                self._locks[entry.name] = lock
             os.utime(path)
             return self._is_whole(entry)
 
@@ -235,13 +240,15 @@ class FeatureStore:
         own = {entry.name for entry in entries}
         needed = sum(entry.bytes for entry in entries)
         others = [item for item in contents(self.folder) if item.path.name not in own]
-        excess = sum(item.bytes for item in others) + needed - self.max_bytes
-        for item in sorted(others, key=lambda item: item.last_used):
-            if excess <= 0 or needed > self.max_bytes:
-                break
-            if item.state != "foreign" and remove(item.path):
-                excess -= item.bytes
         present = sum(allocated(self.folder / name) for name in own)
+        lacking = needed - present - shutil.disk_usage(self.folder).free
+        excess = max(sum(item.bytes for item in others) + needed - self.max_bytes, lacking)
+        unused = [item for item in others if item.state != "foreign" and not item.in_use]
+        # nothing goes where that would not be enough
+        if needed <= self.max_bytes and lacking <= sum(item.bytes for item in unused):
+            for item in sorted(unused, key=lambda item: item.last_used):
+                if excess > 0 and remove(item.path):
+                    excess -= item.bytes
         free = shutil.disk_usage(self.folder).free
         if needed > self.max_bytes or needed - present > free:
             raise OSError(
