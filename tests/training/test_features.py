@@ -284,6 +284,17 @@ def test_whatever_the_features_depend_on_is_in_their_name(job, image_folder):
     assert fingerprint(replace(origin), val, (5, 0)) != before
 
 
+def test_a_stages_own_fit_leaves_the_names_of_frozen_features(job):
+    data, origin = source(job())
+    val = pictures_of(data)[0]
+    before = fingerprint(origin, val, (5, 0))
+    for module in origin.classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.01
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(origin.classifier)
+    assert fingerprint(replace(origin), val, (5, 0)) == before
+
+
 def test_images_changed_on_disk_are_computed_again(job, image_folder, write_image):
     """The same folder, the same cache: one file differs, and with it the features of its split."""
     origin, data = None, None

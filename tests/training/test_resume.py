@@ -1,9 +1,13 @@
 """A run that was killed ends as if it had not been."""
 
+import errno
+import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -228,6 +232,34 @@ def test_what_would_change_the_result_is_refused(tmp_path, capsys):
         resumed([f"resume={tmp_path}", "seed=4", "optimizer.lr=1", "data.num_workers=2"])
     raw, folder = resumed([f"resume={tmp_path}", "data.num_workers=2"])
     assert (raw, folder) == ({"seed": 3, "data": {"num_workers": 2}}, tmp_path)
+
+
+def test_seconds_of_an_epoch_that_is_resumed_within_are_of_this_process(job, monkeypatch, caplog):
+    weeks = time.time() - 1e6
+    monkeypatch.setattr(time, "monotonic", lambda: time.time() - weeks)
+    interrupt_at(job("cut"), monkeypatch, "head", 1, 2)
+    caplog.set_level(logging.INFO)
+    train_stages(job("cut"))
+    lines = [m for m in caplog.messages if re.match(r"\w+ \d+/\d+  loss", m)]
+    assert lines[0].startswith("head 2/")
+    assert all(float(line.split()[-2]) < 1000 for line in lines)
+
+
+def test_what_a_kill_left_half_written_goes(job, tmp_path, monkeypatch):
+    interrupt_at(job("cut"), monkeypatch, "head", 1, 2)
+    left = tmp_path / "cut/checkpoints/head/.last.ckpt.123"
+    left.write_bytes(b"half")
+    train_stages(job("cut"))
+    assert not left.exists()
+
+
+def test_a_disk_without_locks_is_said_and_trained_on(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with hold(tmp_path):
+        assert "cannot be locked ([Errno 37] No locks available)" in caplog.text
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import mmap
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,11 +80,11 @@ class Source:
         return self._shapes[cut]
 
     def modules(self, cut: Place) -> list[tuple[str, str]]:
-        """Each one before the cut, as PyTorch prints it and as a checksum of its weights."""
+        """Each one before the cut, printed, and the checksum of its weights."""
         modules = self.classifier.backbone.before(cut)
         for module in modules:
             if module not in self._described:
-                self._described[module] = repr(module), digest(module.state_dict())
+                self._described[module] = _printed(module), digest(module.state_dict())
         return [self._described[module] for module in modules]
 
     def row_bytes(self, cut: Place) -> int:
@@ -242,6 +243,12 @@ def fingerprint(source: Source, pictures: Pictures, cut: Place) -> str:
     }
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _printed(module: nn.Module) -> str:
+    """Without what a stage's fit changes and frozen values do not depend on."""
+    text = repr(module).replace("SyncBatchNorm", "BatchNorm2d")
+    return re.sub(r", momentum=[^,)]+", "", text)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -91,6 +91,9 @@ def _train_stage(
     first = classifier.boundary(stage.train_from).path
     log.info("Stage %s: learns from %s on, %s of %s parameters.", stage.name, first,
              f"{trainable:,}", f"{total:,}")  # fmt: skip
+    if job.is_first_process:
+        for left in place.glob(".*"):  # half-written when a process was killed
+            left.unlink()
     cached = data.features is not None
     start = classifier.cut(stage.train_from) if cached else None
     if stage.find_lr:

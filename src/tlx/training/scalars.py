@@ -57,6 +57,7 @@ class Scalars(Callback):
         step = self.first_step + trainer.global_step
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step > 0 else 0)
         self.written = trainer.global_step
+        self.throughput.begin()  # on a resume within an epoch that epoch does not start
         if trainer.global_step > 0:
             return
         if step == 0:

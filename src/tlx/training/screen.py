@@ -40,7 +40,9 @@ class EpochLines(Callback):
 
     def __init__(self, stage: StageSpec) -> None:
         self.stage = stage
-        self.started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.monotonic()  # on a resume within an epoch that epoch does not start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.monotonic()
@@ -92,6 +94,7 @@ class Bar(Callback):
             in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self.began = trainer.current_epoch + in_epoch / _batches(trainer)
         self.started = time.monotonic()
+        self.throughput.begin()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.throughput.begin()
