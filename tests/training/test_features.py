@@ -5,8 +5,10 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -384,6 +386,14 @@ def test_no_room_is_no_cache_or_an_error(job, caplog):
     assert "cannot hold the features" in caplog.text
     with pytest.raises(UserError, match="cache=on: .* cannot hold the features"):
         cached(job("cache=on", "cache.max_bytes=1e3", folder="other"))
+
+
+def test_a_disk_with_room_for_some_views_gets_none(job, tmp_path, monkeypatch, caplog):
+    room = 8 * 4 * (1024 + 192)  # val and train without augmentation take 19 images' worth
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
+    assert not cached(job())
+    assert "0.0 GB are free on the disk" in caplog.text
+    assert not list((tmp_path / "features").glob("*/"))
 
 
 @pytest.mark.parametrize(("room", "entries"), [(1.0, 2 + 2), (0.99, 2), (0.1, 0)])

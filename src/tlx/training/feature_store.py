@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from tlx.files import waiting, write_json
-from tlx.training.cache_folder import CHECKSUM, allocated, contents, described, remove
+from tlx.training.cache_folder import CHECKSUM, Item, allocated, contents, described, remove
 
 log = logging.getLogger(__name__)
 
@@ -235,26 +235,33 @@ class FeatureStore:
                 # at once: another process, in the middle of claiming, may add to a folder it finds
                 shutil.rmtree(parts.rename(parts.with_name("ended")), ignore_errors=True)
 
+    def check_room(self, entries: Sequence[Entry]) -> None:
+        """Raise OSError when the disk or `max_bytes` cannot hold all of these together."""
+        with waiting(self.folder / ".lock"):
+            self._room(entries)
+
     def _make_room(self, entries: Sequence[Entry]) -> None:
         """Remove the least recently used entries that nobody uses, until these fit."""
+        unused, excess = self._room(entries)
+        for item in unused:
+            if excess > 0 and remove(item.path):
+                excess -= item.bytes
+
+    def _room(self, entries: Sequence[Entry]) -> tuple[list[Item], int]:
+        """What may go, the least recently used first, and how many bytes of it have to."""
         own = {entry.name for entry in entries}
         needed = sum(entry.bytes for entry in entries)
         others = [item for item in contents(self.folder) if item.path.name not in own]
-        present = sum(allocated(self.folder / name) for name in own)
-        lacking = needed - present - shutil.disk_usage(self.folder).free
-        excess = max(sum(item.bytes for item in others) + needed - self.max_bytes, lacking)
         unused = [item for item in others if item.state != "foreign" and not item.in_use]
-        # nothing goes where that would not be enough
-        if needed <= self.max_bytes and lacking <= sum(item.bytes for item in unused):
-            for item in sorted(unused, key=lambda item: item.last_used):
-                if excess > 0 and remove(item.path):
-                    excess -= item.bytes
         free = shutil.disk_usage(self.folder).free
-        if needed > self.max_bytes or needed - present > free:
+        lacking = needed - sum(allocated(self.folder / name) for name in own) - free
+        if needed > self.max_bytes or lacking > sum(item.bytes for item in unused):
             raise OSError(
                 f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free on the disk "
                 f"and cache.max_bytes allows {self.max_bytes / 1e9:.1f}"
             )
+        over = sum(item.bytes for item in others) + needed - self.max_bytes
+        return sorted(unused, key=lambda item: item.last_used), max(lacking, over)
 
     def _discard(self, entries: Sequence[Entry], opened: Sequence[Part]) -> None:
         """Leave no unfinished file on a full disk, unless another process still uses it."""

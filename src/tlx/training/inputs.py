@@ -52,11 +52,7 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     task = _task(job, index, data, store)
     started = time.monotonic()
     try:
-        if task.bytes > store.max_bytes:  # the store itself sees one view at a time
-            raise OSError(
-                f"{task.bytes / 1e9:.1f} GB are needed and cache.max_bytes allows "
-                f"{store.max_bytes / 1e9:.1f}"
-            )
+        store.check_room(task.entries)  # of all views: filling sees one at a time
         if config.cache.mode == "auto" and not _pays(job, stage.name, task, store):
             return None
         found = [features(store, task.source, p, task.cuts)[0] for p in task.pictures]
