@@ -1,6 +1,7 @@
 """bfloat16 is chosen by what the processor does, and chosen once for a run."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from tlx.composition import compose
 from tlx.config import parse
 from tlx.errors import UserError
+from tlx.files import write_json
 from tlx.models.winograd import best_grid
 from tlx.training import devices, precision
 
@@ -45,6 +47,19 @@ def test_a_resumed_run_computes_as_it_began(monkeypatch, tmp_path, spec):
     kept = json.loads((tmp_path / "precision.json").read_text())
     assert kept == {"precision": "bf16-mixed", "reason": "as tried"}
     assert devices.choose_precision(spec) == "32"  # another run's
+
+
+def test_other_processes_wait_for_what_the_first_one_measures(monkeypatch, tmp_path, spec):
+    monkeypatch.setattr(devices.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(devices, "bf16_on_cpu", lambda: (True, "as this process finds"))
+    first = {"precision": "32", "reason": "as the first one found"}
+    timer = threading.Timer(0.3, write_json, [tmp_path / "precision.json", first])
+    timer.start()
+    assert devices.choose_precision(spec, tmp_path) == "32"
+    timer.join()
+    monkeypatch.setattr(devices, "PATIENCE", 0.0)
+    assert devices.choose_precision(spec, tmp_path / "other") == "bf16-mixed"
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_rate_counts_the_convolutions_arithmetic(monkeypatch):

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tlx.files import write_json
 from tlx.specs import TrainerSpec
 from tlx.training.precision import bf16_on_cpu
 
+PATIENCE = 600.0  # seconds that the other processes wait for what the first one measures
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 log = logging.getLogger(__name__)
@@ -101,18 +103,23 @@ def keep_freed_memory() -> None:
 def choose_precision(spec: TrainerSpec, folder: Path | None = None) -> str:
     """Lightning's name of the precision; `auto` is bf16 only where the hardware is fast at it.
 
-    On a processor that is measured. `folder`, the run's, keeps what came out, so that a resumed
-    run and its other processes compute as the first did.
+    On a processor that is measured, by the run's first process. `folder`, the run's, keeps what
+    came out, so that a resumed run and the other processes, which wait for it, compute as it did.
     """
     if spec.precision != "auto":
         return spec.precision
     kept = folder / "precision.json" if folder is not None else None
+    is_first = getattr(rank_zero_only, "rank", 0) == 0
+    if kept is not None and not is_first:
+        until = time.monotonic() + PATIENCE
+        while not kept.exists() and time.monotonic() < until:
+            time.sleep(0.1)
     if kept is not None and kept.exists():
         found = json.loads(kept.read_text("utf-8"))
     else:
         fast, reason = _bf16_pays(choose_device(spec.accelerator))
         found = {"precision": "bf16-mixed" if fast else "32", "reason": reason}
-        if kept is not None and getattr(rank_zero_only, "rank", 0) == 0:
+        if kept is not None and is_first:
             write_json(kept, found)
     log.info("Precision %s: %s.", found["precision"], found["reason"])
     return str(found["precision"])
