@@ -40,7 +40,7 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
     root = data_root(spec)
     records = list_records(spec, root)
     scanned = scan(root, [r.path for r in records], Decoding(alpha=spec.alpha, icc=spec.icc))
-    read = readable(scanned, spec.on_error)
+    read = readable(scanned, spec.on_error, option="data.on_error")
     digests = {path: found.sha256 for path, found in read.items()}
     there = [record for record in records if record.path in read]
     check_classes(root, records, there)
@@ -162,7 +162,9 @@ def _nearest(text: str, paths: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def readable(scanned: Mapping[str, Scanned | UnreadableImage], on_error: str) -> dict[str, Scanned]:
+def readable(
+    scanned: Mapping[str, Scanned | UnreadableImage], on_error: str, *, option: str
+) -> dict[str, Scanned]:
     """What was read, by path; what was not is named: as an error, or with skip in the log."""
     bad = [found for found in scanned.values() if isinstance(found, UnreadableImage)]
     if bad and on_error == "error":
@@ -170,7 +172,7 @@ def readable(scanned: Mapping[str, Scanned | UnreadableImage], on_error: str) ->
         more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise UserError(
             f"{len(bad)} of {len(scanned)} images cannot be read:\n{listed}{more}\n"
-            "Replace or remove them, or set data.on_error=skip to go on without them."
+            f"Replace or remove them, or set {option}=skip to go on without them."
         )
     for error in bad:
         log.warning("skipped: %s", error)
@@ -266,5 +268,5 @@ def find_images(place: Path, on_error: str) -> tuple[Path, list[Path]]:
         raise UserError(f"no such file or folder: {place}.")
     if not paths:
         raise UserError(f"no images in {place}. Read are: {', '.join(sorted(EXTENSIONS))}.")
-    read = readable(scan(root, paths), on_error)
+    read = readable(scan(root, paths), on_error, option="on_error")
     return root, [root / path for path in paths if path in read]

@@ -161,7 +161,7 @@ def _swapped(case: Case, plain: Tensor, labels: Tensor, classes: Tensor) -> Iter
         "class_order", "error",
         f"val's classes are train's in another order: {pairs}; {exchanged} of {len(places)} val "
         f"images look so, and {as_labelled} as they are labelled",
-        "correct the labels of val (and look at test's), or set both right with data.source=csv",
+        "correct the labels of val (and look at test's), or both by data=csv data.table=FILE",
         {"exchanged": exchanged, "as_labelled": as_labelled, "images": len(places)},
     )  # fmt: skip
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import Finding
-from tlx.diagnosis.trial import config_key
 from tlx.models.folder import build_classifier
 from tlx.models.weights import resolve_weights
 
@@ -67,7 +66,7 @@ def _frozen_at_random(case: Case) -> Iterator[Finding]:
                 "weights_not_loaded", "warning",
                 f"backbone.weights=null, and stage {stage.name} freezes {', '.join(frozen)}: "
                 "the rest learns from what random filters give",
-                f"backbone.weights=imagenet; or {config_key(stage)}.train_from=all",
+                "backbone.weights=imagenet; or stage=scratch",
                 {"random_blocks": len(frozen)},
             )  # fmt: skip
             return

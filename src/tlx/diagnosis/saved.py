@@ -130,7 +130,10 @@ def class_order(run: RunFolder) -> Iterator[Finding]:
                 "error",
                 f"{name} has the classes in the order {', '.join(classes)}; by manifest.csv it is "
                 f"{', '.join(wanted)}",
-                f"python -m tlx.evaluate run={run.folder}, if the manifest is the run's own",
+                "put back the run's own manifest.csv and model"
+                if name.startswith("model")
+                else f"python -m tlx.evaluate run={run.folder} split={Path(name).stem}, if the "
+                "manifest is the run's own",
             )
 
 

@@ -55,8 +55,9 @@ class PredictionFile:
 
 def read_predictions(path: Path, classes: Sequence[str]) -> PredictionFile:
     """Raises UserError unless the columns are of these classes, in this order."""
+    again = f"python -m tlx.evaluate run={path.parent.parent} split={path.stem}"
     if not path.is_file():
-        raise UserError(f"no predictions at {path}; python -m tlx.evaluate run=RUN writes them.")
+        raise UserError(f"no predictions at {path}; {again} writes them.")
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.reader(file)
         header = next(reader, [])
@@ -64,7 +65,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> PredictionFile:
     if header != ["path", "label", "predicted", *classes]:
         raise UserError(
             f"{path} has the columns {','.join(header)}; the run's classes are, in this order, "
-            f"{','.join(classes)}. Make the file again: python -m tlx.evaluate run=RUN."
+            f"{','.join(classes)}. Make the file again: {again}."
         )
     probabilities = np.array([row[3:] for row in rows], dtype=np.float64)
     paths, labels, predicted = (tuple(row[i] for row in rows) for i in range(3))
