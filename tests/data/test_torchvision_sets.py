@@ -268,4 +268,4 @@ def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     message = str(caught.value)
     assert "data.name=OxfordIIITPet can be neither read nor downloaded" in message
     assert "Name or service not known" in message
-    assert "torchvision.datasets.OxfordIIITPet(FOLDER, download=True)" in message
+    assert "torchvision.datasets.OxfordIIITPet(FOLDER, download=True, split='test')" in message

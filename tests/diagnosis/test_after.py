@@ -1,6 +1,7 @@
 """A finished run in which nothing is wrong, and the same run with one thing made wrong."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -234,6 +235,7 @@ def test_nan_in_saved_weights(run: Path) -> None:
     assert (finding.cause, finding.numbers) == ("not_finite", {"tensors": 2, "values": 4})
     assert "model/model.safetensors" in finding.evidence
     assert ".fire4." in finding.evidence
+    assert re.match(r"stage\.\w+\.lr=\S+, trainer.clip=1.0 or", finding.fix)  # the last stage's
 
 
 def test_an_input_that_is_not_the_weights(run: Path) -> None:

@@ -102,10 +102,13 @@ def _load(name: str, splits: _Splits, place: Path) -> dict[str, Any]:
             for split, settings in splits.items()
         }
     except Exception as error:  # the network's errors, torchvision's own, missing packages
+        arguments = [{"download": True, **settings} for settings in splits.values()]
+        calls = [", ".join(f"{key}={value!r}" for key, value in a.items()) for a in arguments]
+        listed = " and ".join(f"torchvision.datasets.{name}(FOLDER, {call})" for call in calls)
         raise UserError(
             f"data.name={name} can be neither read nor downloaded to {place}: "
             f"{str(error) or type(error).__name__}\nDownload it where the network allows, with "
-            f"torchvision.datasets.{name}(FOLDER, download=True), and set data.root to that FOLDER."
+            f"{listed}, and set data.root to that FOLDER."
         ) from error
 
 

@@ -34,11 +34,13 @@ def saved_weights(run: RunFolder) -> Iterator[Finding]:
         if bad:
             first = min(bad, key=lambda name: order.index(name) if name in order else len(order))
             place = path.relative_to(run.folder)
+            stage = next((s for s in run.stages if s.name == path.parent.name), run.stages[-1])
             yield Finding(
                 "not_finite", "error",
                 f"{place}: {len(bad)} tensors hold NaN or infinity, in the network's order first "
                 f"{first} ({bad[first]} values)",
-                "optimizer.lr=1e-4, trainer.clip=1.0 or trainer.precision=32",
+                f"{config_key(stage)}.lr={stage.optimizer.lr / 10:g}, trainer.clip=1.0 or "
+                "trainer.precision=32",
                 {"tensors": len(bad), "values": sum(bad.values())},
             )  # fmt: skip
             return

@@ -79,7 +79,8 @@ def _finite(result: NDArray[np.float64]) -> NDArray[np.float64]:
     if invalid := int(np.isnan(result).any(axis=1).sum()):
         raise UserError(
             f"{invalid} of {len(result)} images have NaN as probabilities: "
-            "the weights are not finite; lower optimizer.lr and train again."
+            "the weights are not finite; lower the rate (optimizer.lr, or the stage's own) and "
+            "train again."
         )
     return result
 
