@@ -237,8 +237,9 @@ def test_what_would_change_the_result_is_refused(tmp_path, capsys):
 def test_seconds_of_an_epoch_that_is_resumed_within_are_of_this_process(job, monkeypatch, caplog):
     weeks = time.time() - 1e6
     monkeypatch.setattr(time, "monotonic", lambda: time.time() - weeks)
-    interrupt_at(job("cut"), monkeypatch, "head", 1, 2)
     caplog.set_level(logging.INFO)
+    interrupt_at(job("cut"), monkeypatch, "head", 1, 2)
+    caplog.clear()
     train_stages(job("cut"))
     lines = [m for m in caplog.messages if re.match(r"\w+ \d+/\d+  loss", m)]
     assert lines[0].startswith("head 2/")
