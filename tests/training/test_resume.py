@@ -260,7 +260,7 @@ def test_a_disk_without_locks_is_said_and_trained_on(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with hold(tmp_path):
-        assert "cannot be locked ([Errno 37] No locks available)" in caplog.text
+        assert f"cannot be locked ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
