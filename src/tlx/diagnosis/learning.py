@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tlx.diagnosis.findings import Finding
 from tlx.diagnosis.run_folder import RunFolder
-from tlx.diagnosis.trial import config_key
+from tlx.diagnosis.trial import config_key, lower_rate
 
 Array = NDArray[np.float64]
 
@@ -127,4 +127,4 @@ def _lower_rate(run: RunFolder) -> str:
     """An override for a tenth of the rate of the last stage that began."""
     names = [name for name, _ in run.history.stages]
     stage = next((s for s in reversed(run.stages) if s.name in names), run.stages[0])
-    return f"{config_key(stage)}.lr={stage.optimizer.lr / 10:g}"
+    return lower_rate(stage)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tlx.diagnosis.findings import Finding
 from tlx.diagnosis.run_folder import RunFolder, tensors
-from tlx.diagnosis.trial import config_key
+from tlx.diagnosis.trial import config_key, lower_rate
 from tlx.errors import UserError
 from tlx.models.folder import build_classifier
 from tlx.models.preprocess import Preprocess
@@ -39,8 +39,7 @@ def saved_weights(run: RunFolder) -> Iterator[Finding]:
                 "not_finite", "error",
                 f"{place}: {len(bad)} tensors hold NaN or infinity, in the network's order first "
                 f"{first} ({bad[first]} values)",
-                f"{config_key(stage)}.lr={stage.optimizer.lr / 10:g}, trainer.clip=1.0 or "
-                "trainer.precision=32",
+                f"{lower_rate(stage)}, trainer.clip=1.0 or trainer.precision=32",
                 {"tensors": len(bad), "values": sum(bad.values())},
             )  # fmt: skip
             return

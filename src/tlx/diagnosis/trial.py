@@ -37,6 +37,11 @@ def trial(classifier: Classifier, stage: StageSpec) -> Iterator[Classifier]:
         yield copy.deepcopy(classifier, shared)
 
 
+def lower_rate(stage: StageSpec) -> str:
+    """An override for a tenth of the stage's rate."""
+    return f"{config_key(stage)}.lr={stage.optimizer.lr / 10:g}"
+
+
 def config_key(stage: StageSpec) -> str:
     """Where the stage stands in the configuration: a gradual one is called NAME-BLOCK."""
     return f"stage.{stage.name.removesuffix(f'-{stage.train_from}')}"
