@@ -158,6 +158,7 @@ def test_predict_names_what_it_cannot_use(finished, image_folder, tmp_path, caps
         ([f"run={finished}", f"images={image_folder}"], "broken.png"),
         ([f"run={tmp_path}", f"images={image_folder}"], "no trained model"),
         ([f"images={image_folder}"], "run is not given"),
+        ([f"run={finished}", f"images={image_folder}", "tta=two"], "tta=two: give a whole number"),
         (["run=x", "images=x", "ouput=y"], "unknown argument 'ouput'. Did you mean output"),
     ]:
         with pytest.raises(SystemExit) as stop:
@@ -231,6 +232,17 @@ def test_so_do_those_of_mirror_images_cut_inside_a_block(image_folder, tmp_path,
     before = (tmp_path / "run/predictions/test.csv").read_bytes()
     evaluate.main([f"run={tmp_path}/run", "split=test"])
     assert (tmp_path / "run/predictions/test.csv").read_bytes() == before
+
+    said = {}
+    for tta in ("as evaluated", "4", "1"):
+        predict.main([
+            f"run={tmp_path}/run/model", f"images={image_folder}", f"output={tmp_path}/all.csv",
+            *[f"tta={tta}"] * tta.isdigit(),
+        ])  # fmt: skip
+        said[tta] = {row["path"]: row for row in read_csv(tmp_path / "all.csv")}
+    assert said["as evaluated"] == said["4"] != said["1"]
+    for row in read_csv(tmp_path / "run/predictions/test.csv"):
+        assert float(said["4"][row["path"]]["red"]) == pytest.approx(float(row["red"]), abs=1e-8)
 
 
 def test_a_cache_that_cannot_hold_a_split_is_done_without(

@@ -20,6 +20,7 @@ tlx predict: the predicted class and the probability of every class, for images.
   batch_size=32     images at a time
   on_error=error    an unreadable image: error | skip (named)
   calibrated=false  true: probabilities by the temperature that was fitted on val
+  tta=N             average over so many views (default: as many as the run's metrics)
 """
 
 
@@ -34,12 +35,14 @@ def main(arguments: Sequence[str]) -> None:
             "batch_size": "32",
             "on_error": "error",
             "calibrated": "false",
+            "tta": "",
         },
     )
     if own["calibrated"] not in ("true", "false"):
         raise UserError(f"calibrated={own['calibrated']} is not valid; it takes true | false.")
-    if not own["batch_size"].isdigit() or own["batch_size"] == "0":
-        raise UserError(f"batch_size={own['batch_size']}: give a whole number above 0.")
+    for name in ("batch_size", "tta"):
+        if own[name] and not (own[name].isdigit() and int(own[name])):
+            raise UserError(f"{name}={own[name]}: give a whole number above 0.")
     if own["on_error"] not in ("error", "skip"):
         raise UserError(f"on_error={own['on_error']} is not valid; it takes error | skip.")
     run, output = Path(own["run"]), Path(own["output"])
@@ -55,8 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     from tlx.training.devices import choose_device
 
     model = load_model(run / "model" if (run / "model").is_dir() else run)
+    views = replace(model.views, count=int(own["tta"] or model.views.count))
     root, files = find_images(Path(own["images"]), on_error=own["on_error"])
-    compute = Compute(choose_device("auto"), bf16=False, batch_size=int(own["batch_size"]))
+    compute = Compute(choose_device("auto"), False, int(own["batch_size"]), views=views)
     probabilities = predict(model, files, compute)
     paths = [file.relative_to(root).as_posix() for file in files]
     decision = model.decision

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from tlx.data.augment import Augment, apply
+from tlx.data.tta import Views
 from tlx.errors import UserError
 from tlx.evaluation.predictions import Compute, predict
 from tlx.models.folder import Architecture, SavedModel, build_classifier
@@ -40,7 +41,7 @@ def by_hand(model, files, change=lambda image: image):
 
 
 def compute(tta=1, **settings):
-    return Compute(torch.device("cpu"), False, 2, 0, tta, **settings)
+    return Compute(torch.device("cpu"), False, 2, 0, Views(tta, **settings))
 
 
 def test_one_view_is_the_image_itself_whatever_training_did(model, files):

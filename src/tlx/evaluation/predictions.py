@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tlx.data.augment import Augment
 from tlx.data.datasets import Rows
 from tlx.data.loaders import prediction_loader
-from tlx.data.tta import tta_augment
+from tlx.data.tta import Views, tta_augment
 from tlx.errors import UserError
 from tlx.models.backbones import Place
 from tlx.models.folder import SavedModel
@@ -21,28 +21,22 @@ from tlx.training.devices import keep_freed_memory
 
 @dataclass(frozen=True)
 class Compute:
-    """How predictions are computed.
-
-    They are averages over `tta` views: the image itself, and views of `augment` that are the same
-    for every image (see `tta_augment`).
-    """
+    """How predictions are computed."""
 
     device: torch.device
     bf16: bool
     batch_size: int
     num_workers: int | None = None
-    tta: int = 1
-    augment: Augment = field(default_factory=Augment)
-    seed: int = 0
+    views: Views = field(default_factory=Views)
 
 
 def predict(model: SavedModel, files: Sequence[Path], compute: Compute) -> NDArray[np.float64]:
     """Probabilities (files, classes). Every view reads the files once more."""
     keep_freed_memory()
-    augment = tta_augment(compute.augment, compute.tta)
+    augment = tta_augment(compute.views.augment, compute.views.count)
     views = (
         _of_view(model, files, compute, augment if view else None, view)
-        for view in range(compute.tta)
+        for view in range(compute.views.count)
     )
     return _finite(_mean(views))
 
@@ -102,7 +96,7 @@ def _of_view(
         num_workers=compute.num_workers,
         decoding=model.preprocess.decoding,
         augment=augment,
-        seed=compute.seed,
+        seed=compute.views.seed,
         view=view,
     )
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=compute.bf16):

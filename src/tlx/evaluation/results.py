@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tlx.data.augment import Augment
 from tlx.data.manifest import Sample
+from tlx.data.tta import Views
 from tlx.evaluation.calibration import calibrated, fit_temperature, reliability
 from tlx.evaluation.captured import kept_features
 from tlx.evaluation.classification_report import classification_report
@@ -56,7 +57,8 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
                 root = job.manifest.root
                 shown = probabilities_of(job.model, samples[split], root, compute)
             found[split] = shown
-    model = fixed_on_val(job.model, found["val"], samples["val"], job.config)
+    model = replace(job.model, views=compute.views)
+    model = fixed_on_val(model, found["val"], samples["val"], job.config)
     save_model(job.folder / "model", model, job.architecture)
     metrics: dict[str, Any] = {}
     for split in reversed(found):
@@ -93,9 +95,7 @@ def compute_of(config: Config, precision: str) -> Compute:
         precision == "bf16-mixed",
         config.data.batch_size,
         config.data.num_workers,
-        tta=config.tta,
-        augment=Augment(**asdict(config.augment)),
-        seed=config.seed,
+        Views(config.tta, Augment(**asdict(config.augment)), config.seed),
     )
 
 

@@ -1,7 +1,7 @@
 """The `model/` folder: a trained classifier and all it takes to predict, nothing pickled."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tlx import __version__
+from tlx.data.tta import Views
 from tlx.errors import UserError
 from tlx.files import replace_atomically, write_json
 from tlx.models.backbones import build_backbone
@@ -71,13 +72,17 @@ def load_weights(path: Path, classifier: Classifier) -> None:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """`temperature` divides the logits of calibrated probabilities; None: none was fitted."""
+    """`temperature` divides the logits of calibrated probabilities; None: none was fitted.
+
+    It was fitted, and the threshold chosen, on averages over `views`.
+    """
 
     classifier: Classifier
     preprocess: Preprocess
     classes: tuple[str, ...]
     temperature: float | None = None
     decision: Decision | None = None  # None: the likeliest class
+    views: Views = field(default_factory=Views)
 
 
 def save_model(folder: Path, model: SavedModel, architecture: Architecture) -> None:
@@ -90,6 +95,7 @@ def save_model(folder: Path, model: SavedModel, architecture: Architecture) -> N
         "preprocess": model.preprocess.to_dict(),
         "temperature": model.temperature,
         "decision": asdict(model.decision) if model.decision is not None else None,
+        "views": model.views.to_dict(),
     }
     write_json(folder / "model.json", description)
 
@@ -106,13 +112,14 @@ def load_model(folder: Path) -> SavedModel:
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
     preprocess = Preprocess.from_dict(description["preprocess"])
-    decision = description.get("decision")
+    decision, views = description.get("decision"), description.get("views")
     return SavedModel(
         classifier,
         preprocess,
         tuple(description["classes"]),
         temperature=description.get("temperature"),
         decision=Decision(**decision) if decision is not None else None,
+        views=Views.from_dict(views) if views is not None else Views(),
     )
 
 
