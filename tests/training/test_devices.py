@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tlx.composition import compose
 from tlx.config import parse
 from tlx.errors import UserError
+from tlx.evaluation.results import compute_of
 from tlx.training import devices
 from tlx.training import run as run_module
 from tlx.training.job import prepare
@@ -103,6 +104,7 @@ from tlx.training import features, run
 from tlx.training.job import is_first_process, prepare
 
 folder, (features.PART_ROWS, wrote, forward) = Path(sys.argv[1]), (4, 0, features.Source.forward)
+most = 0
 
 def meet(moment):
     (folder / f"{moment} {is_first_process()}").touch()
@@ -112,14 +114,14 @@ def meet(moment):
 def together(source, images, cuts):  # nobody is ready before the other one has begun
     meet("begun")
     time.sleep(0.02)
-    global wrote
-    wrote += len(images)
+    global wrote, most
+    wrote, most = wrote + len(images), max(most, len(images))
     return forward(source, images, cuts)
 
 job = prepare(parse(compose(sys.argv[2:])), folder)
 features.Source.forward = together
 results = run.train_stages(job)
-print("wrote", wrote, results[0].cached, flush=True)
+print("wrote", wrote, results[0].cached, "at once", most, flush=True)
 meet("ended")  # the first process holds what the other needs to end its fit
 """
 
@@ -142,6 +144,12 @@ def test_processes_share_the_extraction(image_folder, tmp_path):
     shapes = 2 + 1  # of the first and of the second stage, in both processes
     assert first > shapes < second
     assert first + second == 2 * shapes + splits.count("train") + splits.count("val")
+    assert re.findall(r"at once (\d+)", done.stdout) == ["2", "2"]  # half a batch, as in training
+
+
+def test_evaluation_takes_no_more_at_once_than_training_does():
+    config = parse(compose(["trainer=ddp", "data.batch_size=5"]))  # of two processes
+    assert compute_of(config, "32").batch_size == 3
 
 
 def test_half_precision_is_for_gpus():

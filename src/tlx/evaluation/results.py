@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tlx.files import write_json
 from tlx.models.decision import decide, positive_class
 from tlx.models.folder import SavedModel, save_model
 from tlx.specs import Config
-from tlx.training.devices import choose_device
+from tlx.training.devices import choose_device, process_count
 from tlx.training.inputs import split_features
 from tlx.training.job import Job
 from tlx.training.run import StageResult
@@ -46,7 +47,7 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
     samples: dict[str, Sequence[Sample]] = {}
     for split in ("val", "test") if with_test else ("val",):
         limit = job.config.trainer.limit_eval
-        end = None if limit is None else limit * compute.batch_size
+        end = None if limit is None else limit * job.config.data.batch_size
         samples[split] = job.manifest.split(split)[:end]
         features = job.folder / "predictions" / f"{split}_features.npy"
         most = min(MOST_POINTS, len(samples[split]))  # with tta the first view alone
@@ -89,11 +90,11 @@ def _from_cache(job: Job, split: str, compute: Compute) -> NDArray[np.float64] |
 
 
 def compute_of(config: Config, precision: str) -> Compute:
-    """How a run's images are evaluated, by its settings."""
+    """How a run's images are evaluated, by its settings: so many at once as a device trains on."""
     return Compute(
         choose_device(config.trainer.accelerator),
         precision == "bf16-mixed",
-        config.data.batch_size,
+        ceil(config.data.batch_size / process_count(config.trainer)),
         config.data.num_workers,
         Views(config.tta, Augment(**asdict(config.augment)), config.seed),
     )

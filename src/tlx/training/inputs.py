@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tlx.data.augment import Augment
-from tlx.data.datamodule import ImageData
+from tlx.data.datamodule import ImageData, share_of_batch
 from tlx.data.datasets import Features
 from tlx.data.decoded import DecodeCache
 from tlx.data.loaders import prediction_dataset
@@ -136,7 +136,7 @@ def _source(job: Job) -> Source:
         job.model.preprocess,
         device=_own_device(job),
         bf16=job.precision == "bf16-mixed",
-        batch_size=job.config.data.batch_size,
+        batch_size=share_of_batch(job.config.data.batch_size, process_count(job.config.trainer)),
     )
 
 
