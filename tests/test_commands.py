@@ -170,6 +170,11 @@ def test_predict_names_what_it_cannot_use(finished, image_folder, tmp_path, caps
     skipped = [f"run={finished}", f"images={image_folder}", f"output={tmp_path}/o", "on_error=skip"]
     predict.main(skipped)
     assert len(read_csv(tmp_path / "o")) == 24
+    skipped[1] = f"images={image_folder}/red/broken.png"
+    with pytest.raises(SystemExit):
+        predict.main(skipped)
+    assert "broken.png can be read" in capsys.readouterr().err
+    assert len(read_csv(tmp_path / "o")) == 24  # as it was
 
 
 def test_a_run_is_not_trained_over_where_its_folder_is_a_reference(

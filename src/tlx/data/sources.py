@@ -269,4 +269,6 @@ def find_images(place: Path, on_error: str) -> tuple[Path, list[Path]]:
     if not paths:
         raise UserError(f"no images in {place}. Read are: {', '.join(sorted(EXTENSIONS))}.")
     read = readable(scan(root, paths), on_error, option="on_error")
+    if not read:
+        raise UserError(f"no image in {place} can be read.")
     return root, [root / path for path in paths if path in read]
