@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tlx.composition import compose, conf_dir
+from tlx.composition import compose, conf_dir, override, run_hydra, saved_config
 from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models.catalog import BACKBONES
@@ -132,10 +132,27 @@ def test_a_regular_expression_and_a_mapping_need_no_second_quotes():
 
 
 @pytest.mark.parametrize(
-    "path", ["/photos (1)", "/home/jörg/Fotos", "/it's #1 & [more]", "C:/a~1", "/plain/x-1.zip"]
-)
+    "path",
+    [
+        "/photos (1)", "/home/jörg/Fotos", "/it's #1 & [more]", "C:/a~1", "/plain/x-1.zip",
+        "2024_01", "1e5", "2024.10", "-7", "true", "#1 two", "[2024] a", "two: new", "@two",
+    ],
+)  # fmt: skip
 def test_a_path_is_taken_as_it_is(path):
     assert config("data=folder", f"data.root={path}").data.root == path
+    moved = override(compose(["data=folder", "data.root=here"]), {"data.root": path})
+    assert moved["data"]["root"] == path
+
+
+def test_a_run_keeps_what_only_hydra_can_resolve(monkeypatch, tmp_path):
+    arguments = ["data=folder", "data.root=${hydra:runtime.cwd}", f"hydra.run.dir={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["tlx.train", *arguments])
+    monkeypatch.chdir(tmp_path)
+    found = []
+    run_hydra(lambda raw, folder, _: found.append((raw, folder)))
+    ((raw, folder),) = found
+    assert raw["data"]["root"] == str(tmp_path)
+    assert saved_config(folder) == raw
 
 
 def test_a_path_below_the_home_folder(monkeypatch):

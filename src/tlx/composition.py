@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx.errors import UserError, unknown
+from tlx.files import replace_atomically
 from tlx.models.catalog import BACKBONES
 
 # settings that are paths, which Hydra's grammar does not take whole
@@ -60,10 +61,10 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
     from hydra.types import RunMode
 
     def task(node: Any) -> Any:
-        settings = HydraConfig.get()
-        return job(
-            _plain(node), Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
-        )
+        settings, raw = HydraConfig.get(), _plain(node)
+        folder = Path(settings.runtime.output_dir)
+        _keep_resolved(raw, folder)
+        return job(raw, folder, settings.mode == RunMode.MULTIRUN)
 
     _register_backbones()
     sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
@@ -71,6 +72,16 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them
     with _readable_errors():
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
+
+
+def _keep_resolved(raw: dict[str, Any], folder: Path) -> None:
+    """Without what only Hydra or this moment can resolve, such as ${hydra:runtime.cwd}."""
+    from omegaconf import OmegaConf
+
+    path = folder / ".hydra" / "config.yaml"
+    if path.is_file() and "${" in path.read_text("utf-8"):
+        with replace_atomically(path) as temporary:
+            OmegaConf.save(OmegaConf.create(raw), temporary)
 
 
 def _quoted(argument: str) -> str:
@@ -82,6 +93,7 @@ def _quoted(argument: str) -> str:
         value = os.path.expanduser(value)
         argument = f"{key}={value}"
     is_odd = re.search(r"[^\w /\\.+:@%*?|=$-]", value, re.ASCII)
+    is_odd = is_odd or re.fullmatch(r"[-+.\d_]*(e[-+\d_]+|inf|nan)?|true|false", value, re.I)
     is_path = key in PATHS and is_odd and not re.search(r",|\$\{", value)  # no sweep, no reference
     if not (key == "data.group" or is_path):
         return argument
@@ -195,7 +207,7 @@ def is_trial(run: Path) -> bool:
 def resumed(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
     """The saved configuration and folder of `resume=RUN`; other keys that change it are refused."""
     pairs = dict(argument.partition("=")[::2] for argument in arguments)
-    run = Path(pairs.pop("resume"))
+    run = Path(pairs.pop("resume")).expanduser()
     raw = saved_config(run)
     if refused := sorted(set(pairs) - set(FREE_ON_RESUME)):
         raise UserError(
@@ -206,10 +218,12 @@ def resumed(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
 
 
 def override(raw: dict[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
-    """`raw` with KEY=VALUE pairs set, values read as YAML."""
+    """`raw` with KEY=VALUE pairs set, values read as YAML but for paths."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.create(raw)
-    return _plain(
-        OmegaConf.merge(node, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs.items()]))
-    )
+    read = [f"{key}={value}" for key, value in pairs.items() if key not in PATHS]
+    result = _plain(OmegaConf.merge(OmegaConf.create(raw), OmegaConf.from_dotlist(read)))
+    for key in pairs.keys() & set(PATHS):
+        group, name = key.split(".")
+        result[group][name] = None if pairs[key] == "null" else pairs[key]
+    return result
