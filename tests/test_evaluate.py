@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tlx import evaluate, predict, train
+from tlx import evaluate, predict, report, train
 from tlx.evaluation.calibration import calibrated
 
 SMALL = [
@@ -86,6 +87,46 @@ def test_an_unknown_split_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([f"run={tmp_path}", "split=tset"])
     assert "Did you mean test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_damaged_model_is_named(run, trained, tmp_path, capsys, name):
+    file = run / "model" / name
+    file.write_bytes(file.read_bytes()[:100])
+    for command, arguments in (
+        (predict, [f"run={run}", f"images={trained[1]}", f"output={tmp_path}/out.csv"]),
+        (evaluate, [f"run={run}"]),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(arguments)
+        assert f"{file} is damaged" in capsys.readouterr().err
+    report.main([f"run={run}", "gradcam=false"])  # of what is there
+    file.unlink()
+    with pytest.raises(SystemExit):
+        predict.main([f"run={run}", f"images={trained[1]}", f"output={tmp_path}/out.csv"])
+    assert name in capsys.readouterr().err
+
+
+def test_pictures_that_were_packed_are_found(run, trained, tmp_path):
+    shutil.make_archive(str(tmp_path / "moved"), "zip", trained[1])
+    report.main([f"run={run}", f"data.root={tmp_path}/moved.zip"])
+    page = (run / "report.html").read_text("utf-8")
+    assert "data:image/jpeg" in page
+
+
+def test_predict_reads_as_the_model_was_trained(run, tmp_path, capsys):
+    description = json.loads((run / "model/model.json").read_text())
+    description["preprocess"]["icc"] = True
+    (run / "model/model.json").write_text(json.dumps(description))
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "new/good.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "new/odd.png", icc_profile=b"broken")
+    arguments = [f"run={run}", f"images={tmp_path}/new", f"output={tmp_path}/out.csv"]
+    predict.main([*arguments, "on_error=skip"])
+    assert "odd.png" not in (tmp_path / "out.csv").read_text()
+    with pytest.raises(SystemExit):
+        predict.main(arguments)
+    assert "odd.png" in capsys.readouterr().err
 
 
 def test_predict_calibrates_on_demand(run, trained, tmp_path, capsys):

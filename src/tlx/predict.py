@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tlx.commands import command, own_arguments
+from tlx.commands import command, file_to_write, own_arguments
 from tlx.errors import UserError
 
 HELP = """\
@@ -45,9 +45,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"{name}={own[name]}: give a whole number above 0.")
     if own["on_error"] not in ("error", "skip"):
         raise UserError(f"on_error={own['on_error']} is not valid; it takes error | skip.")
-    run, output = Path(own["run"]), Path(own["output"])
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
+    run, output = Path(own["run"]), file_to_write(own["output"])
     import numpy as np
 
     from tlx.data.sources import find_images
@@ -58,15 +56,15 @@ def main(arguments: Sequence[str]) -> None:
     from tlx.training.devices import choose_device
 
     model = load_model(run / "model" if (run / "model").is_dir() else run)
+    if own["calibrated"] == "true" and model.temperature is None:
+        raise UserError(f"{run}: no temperature was fitted on val; use calibrated=false.")
     views = replace(model.views, count=int(own["tta"] or model.views.count))
-    root, files = find_images(Path(own["images"]), on_error=own["on_error"])
+    root, files = find_images(Path(own["images"]), own["on_error"], model.preprocess.decoding)
     compute = Compute(choose_device("auto"), False, int(own["batch_size"]), views=views)
     probabilities = predict(model, files, compute)
     paths = [file.relative_to(root).as_posix() for file in files]
     decision = model.decision
-    if own["calibrated"] == "true":
-        if model.temperature is None:
-            raise UserError(f"{run}: no temperature was fitted on val; use calibrated=false.")
+    if own["calibrated"] == "true" and model.temperature is not None:
         probabilities = calibrated(probabilities, model.temperature)
         if decision is not None:  # the same images stay above it
             pair = np.array([[1 - decision.threshold, decision.threshold]])
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     predictions.write(output)
     counts = Counter(predictions.predicted)
     print(f"{len(files)} images: " + ", ".join(f"{n} {name}" for name, n in counts.most_common()))
-    print(f"Written to {output}")
+    print(f"Written to {own['output']}")
 
 
 if __name__ == "__main__":

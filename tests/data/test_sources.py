@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 from tlx.composition import compose
 from tlx.config import parse
+from tlx.data.images import Decoding
 from tlx.data.manifest import Manifest
 from tlx.data.scan import Scanned
 from tlx.data.sources import build_manifest, data_root, find_images
@@ -425,18 +426,18 @@ def test_a_set_of_torchvision(image_folder: Path) -> None:
 
 def test_find_images(image_folder: Path, tmp_path: Path) -> None:
     truncate(image_folder / "red" / "3.png")
-    root, paths = find_images(image_folder, "skip")
+    root, paths = find_images(image_folder, "skip", Decoding())
     assert root == image_folder
     assert len(paths) == 23
     assert image_folder / "red" / "3.png" not in paths
-    assert find_images(paths[0], "error") == (paths[0].parent, [paths[0]])
+    assert find_images(paths[0], "error", Decoding()) == (paths[0].parent, [paths[0]])
     with pytest.raises(UserError, match=r"1 of 24 images cannot be read"):
-        find_images(image_folder, "error")
+        find_images(image_folder, "error", Decoding())
     with pytest.raises(UserError, match="no such file or folder: .*gone"):
-        find_images(tmp_path / "gone", "skip")
+        find_images(tmp_path / "gone", "skip", Decoding())
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in .*empty"):
-        find_images(tmp_path / "empty", "skip")
+        find_images(tmp_path / "empty", "skip", Decoding())
 
 
 # ELPV

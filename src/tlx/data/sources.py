@@ -255,7 +255,7 @@ def _sample(record: Record, found: Scanned) -> Sample:
     )
 
 
-def find_images(place: Path, on_error: str) -> tuple[Path, list[Path]]:
+def find_images(place: Path, on_error: str, decode: Decoding) -> tuple[Path, list[Path]]:
     """The folder that paths are relative to, and the readable images in `place`, a file or folder.
 
     Raises UserError when there is none, or one cannot be read and `on_error` is not skip.
@@ -268,7 +268,7 @@ def find_images(place: Path, on_error: str) -> tuple[Path, list[Path]]:
         raise UserError(f"no such file or folder: {place}.")
     if not paths:
         raise UserError(f"no images in {place}. Read are: {', '.join(sorted(EXTENSIONS))}.")
-    read = readable(scan(root, paths), on_error, option="on_error")
+    read = readable(scan(root, paths, decode), on_error, option="on_error")
     if not read:
         raise UserError(f"no image in {place} can be read.")
     return root, [root / path for path in paths if path in read]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tlx import __version__
@@ -67,7 +68,18 @@ def save_weights(path: Path, classifier: Classifier) -> None:
 
 
 def load_weights(path: Path, classifier: Classifier) -> None:
-    classifier.load_state_dict(load_file(path))
+    classifier.load_state_dict(_read_weights(path))
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise _incomplete(path, error) from None
+
+
+def _incomplete(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or missing ({error}); copy the whole folder again.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def load_model(folder: Path) -> SavedModel:
     settings["hidden"] = tuple(settings["hidden"])
     with torch.device("meta"):
         classifier = build_classifier(Architecture(**settings))
-    classifier.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+    classifier.load_state_dict(_read_weights(folder / "model.safetensors"), assign=True)
     classifier.requires_grad_(False).eval()
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
@@ -126,13 +138,24 @@ def load_model(folder: Path) -> SavedModel:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _incomplete(path, error) from None
     except FileNotFoundError:
-        raise UserError(
-            f"no trained model in {path.parent}: {path.name} is missing; "
-            "did the run reach its end? python -m tlx.train resume=RUN continues it."
-        ) from None
+        raise UserError(_way_to_a_model(path.parent)) from None
     if description.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {description.get('format')!r}; this tlx reads format {FORMAT}."
         )
     return description
+
+
+def _way_to_a_model(folder: Path) -> str:
+    run = folder.parent if folder.name == "model" else folder
+    if (run / ".hydra").is_dir():
+        return (
+            f"no trained model in {run} (model.json is missing): did the run reach its end? "
+            f"python -m tlx.train resume={run} continues it."
+        )
+    if not folder.is_dir():
+        return f"no such folder: {folder}."
+    return f"no trained model in {folder}: it has no model.json, and is no run's folder."
