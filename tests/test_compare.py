@@ -73,6 +73,7 @@ def test_mcnemar_is_refused_on_other_images(tmp_path, capsys):
     [
         (["{run}"], "two runs or more"),
         (["{run}", "{run}"], "two runs or more"),
+        (["{run}", "{run}/../run"], "two runs or more"),
         (["{run}", "{run}/nothing"], "no metrics.json"),
         (["{run}", "splt=val"], "Did you mean split"),
         (["{run}", "{run}", "split=train"], "unknown split"),
@@ -85,6 +86,23 @@ def test_mistakes_are_named(tmp_path, capsys, arguments, message):
         compare.main([argument.format(**places) for argument in arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_images_without_labels_have_no_results(tmp_path, capsys):
+    runs = [make_run(tmp_path / "run"), make_run(tmp_path / "other")]
+    (runs[1] / "metrics.json").write_text('{"test": {"n": 0}}')
+    with pytest.raises(SystemExit):
+        compare.main([*map(str, runs)])
+    assert "none of these images has a label" in capsys.readouterr().err
+
+
+def test_classes_named_by_numbers_have_weights_too(tmp_path, capsys):
+    runs = [make_run(tmp_path / "run"), make_run(tmp_path / "other", seed=1)]
+    for run in runs:
+        with (run / ".hydra/config.yaml").open("a") as file:
+            file.write("data: {class_weights: {0: 2.0, few: 1.0}}\n")
+    compare.main([*map(str, runs), f"output={tmp_path}/out"])
+    assert len(read_csv(tmp_path / "out/seeds.csv"))
 
 
 def test_predictions_from_another_class_order_are_refused(tmp_path, capsys):

@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlx.commands import command, split_arguments
 from tlx.composition import is_trial, saved_config
@@ -37,13 +37,15 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"output={own['output']} is a file; give a folder.")
     if own["split"] not in ("val", "test"):
         raise unknown("split", own["split"], ("val", "test"))
-    places = [place for folder in folders for place in _trials(Path(folder))]
-    if len(set(places)) < 2:
+    found = {
+        place.resolve(): place for folder in folders for place in _trials(Path(folder))
+    }  # a run has one name, however often it is given
+    if len(found) < 2:
         raise UserError("give two runs or more: python -m tlx.compare RUN RUN.")
     from tlx.evaluation.comparison import compare_pairs, groups
     from tlx.evaluation.comparison_output import show_comparison, write_comparison
 
-    runs = _read(list(dict.fromkeys(places)), own["split"])
+    runs = _read(list(found.values()), own["split"])
     pairs, seeds = compare_pairs(runs), groups(runs)
     show_comparison(runs, pairs, seeds, own["split"])
     if own["output"]:
@@ -62,7 +64,9 @@ def _trials(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no finished run: there is no metrics.json in or below it.")
 
 
-def _way_out(place: Path, split: str) -> str:
+def _way_out(place: Path, split: str, metrics: Mapping[str, Any]) -> str:
+    if split in metrics:
+        return "none of these images has a label"
     if not (place / "metrics.json").is_file():
         return f"python -m tlx.train resume={place} goes on with it"
     if split == "test" and is_trial(place):
@@ -79,7 +83,9 @@ def _read(places: Sequence[Path], split: str) -> "list[Run]":
         path = place / "metrics.json"
         metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if "accuracy" not in metrics.get(split, {}):
-            raise UserError(f"{place} has no results on {split}; {_way_out(place, split)}.")
+            raise UserError(
+                f"{place} has no results on {split}; {_way_out(place, split, metrics)}."
+            )
         shown = name if names.count(name) == 1 else str(place)
         runs.append(read_run(place, shown, split, saved_config(place), metrics[split]))
     return runs

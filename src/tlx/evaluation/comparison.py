@@ -124,7 +124,7 @@ def _group(members: Sequence[Run], score: str) -> Group:
 def _without_chance(settings: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Any]:
     """Keys and values in a fixed order, without those in `FREE`."""
     kept: list[Any] = []
-    for key, value in sorted(settings.items()):
+    for key, value in sorted(settings.items(), key=lambda item: str(item[0])):
         if (*prefix, key) not in FREE:
             inner = isinstance(value, Mapping)
             kept.append((key, _without_chance(value, (*prefix, key)) if inner else value))

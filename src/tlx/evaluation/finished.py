@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,18 @@ def read_run(folder: Path, root: Path | None = None) -> FinishedRun:
         _overrides(folder),
         _weights(folder),
     )
+
+
+def moved_root(folder: Path, given: str) -> Path | None:
+    """Where a run's images are now, if `data.root=given` says that they were moved."""
+    if not given:
+        return None
+    config = _or_none(lambda: parse(saved_config(folder)))
+    if config is not None:
+        return data_root(replace(config.data, root=given))
+    if not Path(given).is_dir():
+        raise UserError(f"no such folder: {given} (data.root).")
+    return Path(given)
 
 
 def _or_none(read: Any) -> Any:

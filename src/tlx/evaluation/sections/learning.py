@@ -27,10 +27,17 @@ def learning(run: FinishedRun) -> dict[str, Any]:
             )
             for stage in run.metrics.get("stages", [])
         ],
+        "handed": _handed(run),
         "parameters": _parameters(run),
         "figures": _figures(run.history),
         "drift": _drift(run.history),
     }
+
+
+def _handed(run: FinishedRun) -> str:
+    kinds = {stage.hand_over for stage in run.config.stages} if run.config is not None else {"best"}
+    words = {"best": "its best epoch, chosen on validation images,", "last": "its last epoch"}
+    return " or ".join(words[kind] for kind in sorted(kinds))
 
 
 def _parameters(run: FinishedRun) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _figures(
 
 def _positive(run: FinishedRun) -> int:
     """Of two classes, the one that curves are drawn for."""
-    name = run.raw.get("positive")
+    name = str(run.raw.get("positive"))  # in YAML it may be a number
     return run.classes.index(name) if name in run.classes else 1
 
 
