@@ -21,6 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import squeezenet1_1
 
 from tlx import __main__, compare, evaluate, predict, summary, train
+from tlx.commands import command, file_to_write
+from tlx.errors import UserError
 from tlx.evaluation import results
 from tlx.models.backbones import build_backbone
 
@@ -424,6 +426,52 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(
     assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)  # `finished` trained on cached features
 
 
+def test_where_a_file_goes_is_known_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    os.mkfifo(tmp_path / "pipe")
+    assert file_to_write(f"{tmp_path}/link.csv") == tmp_path / "real.csv"
+    for name in ("pipe", "", "nowhere/x.csv"):
+        with pytest.raises(UserError, match="cannot be written"):
+            file_to_write(f"{tmp_path}/{name}")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"{tmp_path} is read-only"):
+        file_to_write(f"{tmp_path}/x.csv")
+
+
+def test_what_the_machine_refuses_is_said(capsys):
+    @command()
+    def main(number):
+        raise OSError(number, os.strerror(number), "/here/x")
+
+    for number, said in (
+        (errno.EACCES, "tlx: /here/x: Permission denied."),
+        (errno.ENOSPC, "tlx: /here/x: No space left on device."),
+    ):
+        with pytest.raises(SystemExit):
+            main(number)
+        assert capsys.readouterr().err.strip() == said
+    with pytest.raises(FileNotFoundError):  # a fault of tlx's, with its traceback
+        main(errno.ENOENT)
+
+
+def test_test_images_without_labels_are_predicted(image_folder, tmp_path, monkeypatch):
+    rows = ["path,label,split"]
+    for place in sorted(image_folder.rglob("*.png")):
+        number, label = int(place.stem), place.parent.name
+        split = ("train", "train", "val", "test")[number % 4]
+        label = "" if split == "test" else label
+        rows.append(f"{place.relative_to(image_folder)},{label},{split}")
+    (image_folder / "table.csv").write_text("\n".join(rows))
+    arguments = [a for a in SMALL if not a.startswith(("data=", "stage."))]
+    arguments += ["data=csv", f"data.table={image_folder}/table.csv", "stage=head",
+                  "stage.head.epochs=1", f"hydra.run.dir={tmp_path}/run"]  # fmt: skip
+    run_train(monkeypatch, *arguments)
+    assert len(read_csv(tmp_path / "run/predictions/test.csv")) == 6
+    assert "no image of test has a label" in (tmp_path / "run/findings.json").read_text()
+    assert "accuracy" not in json.loads((tmp_path / "run/metrics.json").read_text())["test"]
+
+
 def test_an_unknown_command_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tlx", "trian"])
     with pytest.raises(SystemExit) as stop:
@@ -433,11 +481,11 @@ def test_an_unknown_command_is_named(monkeypatch, capsys):
 
 
 def test_every_command_has_a_readable_help(capsys):
-    for command in (evaluate, predict, summary):
+    for module in (evaluate, predict, summary):
         with pytest.raises(SystemExit) as stop:
-            command.main(["--help"])
+            module.main(["--help"])
         assert stop.value.code == 0
-        assert f"python -m {command.__name__}" in capsys.readouterr().out
+        assert f"python -m {module.__name__}" in capsys.readouterr().out
 
 
 def test_images_that_changed_their_form_still_predict(finished, tmp_path):

@@ -203,7 +203,7 @@ def test_what_train_refuses_the_doctor_finds(image_folder, capsys, tmp_path) -> 
         (["run=/nowhere"], "run=/nowhere is no run's folder"),
         (["run="], "is no run's folder"),
         (["run=/nowhere", "optimizer.lr=1"], "unknown argument 'optimizer.lr'"),
-        (["run=/nowhere", "data.root=/none"], "data.root=/none: no such folder"),
+        (["run=/nowhere", "data.root=/none"], "run=/nowhere is no run's folder"),
         (["cache=on", "trainer.limit_train=1", "data.root=."], "cache=on: stage head cannot be"),
     ],
 )

@@ -10,11 +10,14 @@ def test_help_and_mistakes_are_quick(tmp_path, capsys):
         report.main(["--help"])
     assert stop.value.code == 0
     assert "python -m tlx.report run=RUN" in capsys.readouterr().out
+    run = tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    (run / ".hydra/config.yaml").touch()
     for arguments, said in (
         ([], "run is not given"),
         ([f"run={tmp_path}"], "is no run's folder"),
         ([f"run={tmp_path}", "gradcam=maybe"], "unknown gradcam 'maybe'"),
-        ([f"run={tmp_path}", "data.root=/nowhere"], "data.root=/nowhere: no such folder"),
+        ([f"run={run}", "data.root=/nowhere"], "no such folder: /nowhere (data.root)"),
         ([f"run={tmp_path}", "grad=true"], "unknown argument 'grad'"),
     ):
         with pytest.raises(SystemExit) as stop:

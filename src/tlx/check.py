@@ -5,10 +5,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.commands import command, split_arguments
+from tlx.commands import command, file_to_write, split_arguments
 from tlx.composition import compose
 from tlx.config import parse
 from tlx.errors import UserError
@@ -39,9 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     own, overrides = split_arguments(arguments, {"format": "table", "output": ""})
     if own["format"] not in ("table", "json"):
         raise UserError(f"format={own['format']} is not valid; it takes table | json.")
-    output = Path(own["output"])
-    if own["output"] and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
+    output = file_to_write(own["output"]) if own["output"] else None
     if not any(override.startswith("data=") for override in overrides):
         overrides = ["data=folder", *overrides]
     from tlx.data.checks import as_json
@@ -49,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
 
     classes, findings = check(parse(compose(overrides)))
     found = {"images": classes.total(), "classes": dict(classes), "findings": as_json(findings)}
-    if own["output"]:
+    if output is not None:
         write_json(output, found)
     if own["format"] == "json":
         print(json.dumps(found))

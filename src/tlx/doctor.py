@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlx.commands import command, split_arguments
+from tlx.commands import command, file_to_write, run_folder, split_arguments
 from tlx.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -38,11 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     for key, valid in (("format", ("table", "json")), ("quick", ("true", "false"))):
         if own[key] not in valid:
             raise UserError(f"{key}={own[key]} is not valid; it takes {' | '.join(valid)}.")
-    output = Path(own["output"]) if own["output"] else None
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"output={output} cannot be written: give a file in a folder that exists.")
+    output = file_to_write(own["output"]) if own["output"] else None
     if any(argument.startswith("run=") for argument in arguments):
-        found = _after(Path(own["run"]), others, quick=own["quick"] == "true", output=output)
+        found = _after(own["run"], others, quick=own["quick"] == "true", output=output)
     else:
         found = _before(others, quick=own["quick"] == "true", output=output)
     if output is not None:
@@ -73,18 +71,16 @@ def _before(overrides: Sequence[str], *, quick: bool, output: Path | None) -> "E
         log.setLevel(level)
 
 
-def _after(run: Path, others: Sequence[str], *, quick: bool, output: Path | None) -> "Examination":
+def _after(run: str, others: Sequence[str], *, quick: bool, output: Path | None) -> "Examination":
+    images, others = split_arguments(others, {"data.root": ""})
     for argument in others:
-        if argument.partition("=")[0] != "data.root":
-            raise unknown("argument", argument.partition("=")[0], [*OWN, "data.root"])
-    root = next((Path(a.partition("=")[2]) for a in others), None)
-    if root is not None and not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder.")
-    if not (run / ".hydra" / "config.yaml").is_file():
-        raise UserError(f"run={run} is no run's folder: it has no .hydra/config.yaml.")
+        raise unknown("argument", argument.partition("=")[0], [*OWN, "data.root"])
+    folder = run_folder(run)
     from tlx.diagnosis.after import examine_run
+    from tlx.evaluation.finished import moved_root
 
-    return examine_run(run, root=root, quick=quick, output=output)
+    root = moved_root(folder, images["data.root"])
+    return examine_run(folder, root=root, quick=quick, output=output)
 
 
 def _show(found: "Examination") -> None:

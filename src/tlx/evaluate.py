@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlx.commands import command, own_arguments
+from tlx.commands import command, own_arguments, run_folder
 from tlx.composition import override, saved_config
 from tlx.config import parse
 from tlx.errors import UserError, unknown
@@ -27,9 +27,10 @@ SPLITS = ("train", "val", "test", "all")
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     own = own_arguments(arguments, {"run": None, "split": "test", "data.root": ""})
-    run, split = Path(own["run"]), own["split"]
+    split = own["split"]
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    run = run_folder(own["run"], write=True)
     raw = saved_config(run)
     if own["data.root"]:
         raw = override(raw, {"data.root": own["data.root"]})
@@ -61,9 +62,10 @@ def _evaluate(config: Config, run: Path, split: str) -> None:
         raise UserError(f"{run} has no {split} images; see split in its manifest.csv.")
     compute = compute_of(config, choose_precision(config.trainer, run))
     probabilities = probabilities_of(model, samples, manifest.root, compute)
+    scores = write_split(run, split, model, samples, probabilities)
     path = run / "metrics.json"
-    metrics = json.loads(path.read_text("utf-8"))
-    metrics[split] = write_split(run, split, model, samples, probabilities)
+    metrics = json.loads(path.read_text("utf-8"))  # now: another may have written in the meantime
+    metrics[split] = scores
     write_json(path, metrics)
     show({split: metrics[split], **settings_of(model)})
     if split in ("val", "test"):

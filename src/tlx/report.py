@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from tlx.commands import command, own_arguments
-from tlx.errors import UserError, unknown
+from tlx.commands import command, own_arguments, run_folder
+from tlx.errors import unknown
 
 HELP = """\
 tlx report: report.html again, from a finished run's folder.
@@ -23,15 +22,12 @@ def main(arguments: Sequence[str]) -> None:
     own = own_arguments(arguments, {"run": None, "gradcam": "true", "data.root": ""})
     if own["gradcam"] not in ("true", "false"):
         raise unknown("gradcam", own["gradcam"], ("true", "false"))
-    root = Path(own["data.root"]) if own["data.root"] else None
-    if root is not None and not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder.")
-    run = Path(own["run"])
-    if not (run / ".hydra" / "config.yaml").is_file():
-        raise UserError(f"run={run} is no run's folder: it has no .hydra/config.yaml.")
+    run = run_folder(own["run"], write=True)
 
+    from tlx.evaluation.finished import moved_root
     from tlx.evaluation.report import write_report
 
+    root = moved_root(run, own["data.root"])
     print(f"The report is in {write_report(run, gradcam=own['gradcam'] == 'true', data_root=root)}")
 
 

@@ -177,6 +177,9 @@ def _missing(split: str, lacking: list[str], names: list[str]) -> Finding:
         fix = "add images of it, or remove it from everywhere"
         return Finding("class_missing", "error", message, (), fix)
     own = [name for name in names if name not in lacking]
+    if not own:
+        message = f"no image of {split} has a label: nothing can be measured on them"
+        return Finding("class_missing", "warning", message, (), "label them, or only predict them")
     index = len(own) - 1
     if own[index] != names[index]:
         message += (
