@@ -147,10 +147,39 @@ def test_split_folders_are_taken_as_they_are(split_folder: Path) -> None:
     assert all(r.path.startswith(f"{folders[r.split]}/{r.label}/") for r in records)
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
+@pytest.mark.parametrize(
+    "name", ["val", "valid", "validation", "Validation", "validation_set", "val2017", "Val Data"]
+)
 def test_names_of_val(split_folder: Path, name: str) -> None:
     (split_folder / "Valid").rename(split_folder / name)
     assert sum(record.split == "val" for record in scan_folder(split_folder)) == 6
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("training_set", "test_set"), ("train1", None)]
+)
+def test_names_of_train_and_test(split_folder: Path, train: str, test: str | None) -> None:
+    (split_folder / "Train").rename(split_folder / train)
+    (split_folder / "TEST").rename(split_folder / (test or "TEST"))
+    if test is None:  # a class, perhaps of trains
+        assert "train1" in {record.label for record in scan_folder(split_folder)}
+    else:
+        assert Counter(r.split for r in scan_folder(split_folder)) == {
+            "train": 18, "val": 6, "test": 6,
+        }  # fmt: skip
+
+
+def test_folders_that_may_be_splits_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, *(f"{a}/{b}/{i}.png" for a in ("old", "new") for b in CLASSES for i in (1, 2)))
+    scan_folder(tmp_path)
+    (said,) = warnings(caplog)
+    assert "the classes are taken to be new, old. Each of them has the folders blue, gr" in said
+    caplog.clear()
+    fill(tmp_path, "old/0.png")  # a class with folders in it
+    scan_folder(tmp_path)
+    assert not warnings(caplog)
 
 
 def test_two_folders_that_mean_val(split_folder: Path) -> None:

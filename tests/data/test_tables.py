@@ -76,6 +76,13 @@ def test_windows_unicode_and_absolute_paths(photos: Path) -> None:
     assert [row.path for row in read(photos, text)] == ["in/c.jpg", "in/d é.jpg", "b.jpg", "a.jpg"]
 
 
+def test_absolute_paths_and_a_root_that_is_a_link(photos: Path) -> None:
+    link = photos.parent / "link"
+    link.symlink_to(photos)
+    text = f"path,label\n{photos}/a.jpg,cat\n{link}/b.jpg,dog\n"
+    assert [row.path for row in read(link, text)] == ["a.jpg", "b.jpg"]
+
+
 @pytest.mark.parametrize(
     "path", ["../x.jpg", "/etc/passwd", "in/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "\\\\pc\\x.jpg"]
 )

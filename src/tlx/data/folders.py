@@ -2,9 +2,10 @@
 
 import logging
 import os
+import re
 import unicodedata
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tlx.data.manifest import Record, natural_key
@@ -16,12 +17,14 @@ EXTENSIONS = {
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
-SPLIT_NAMES = {
+SPLIT_NAMES = {  # without "set" or "data", a year, and what is no letter
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 TOOL_NAMES = {
     *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
@@ -30,14 +33,15 @@ TOOL_NAMES = {
 
 
 def scan_folder(root: Path) -> list[Record]:
-    """A folder per class, or such folders inside train, val (valid, validation) and test.
+    """A folder per class, or such folders inside train, val (valid, validation) and test, also
+    called training, test_set and the like.
 
     Hidden and tool folders are passed over. Raises UserError when a class folder is empty; in val
     and test it may be.
     """
     others: Counter[str] = Counter()
     folders = {entry.name: Path(entry) for entry in visible(root) if os.path.isdir(entry)}
-    roles = {name: SPLIT_NAMES[key] for name in folders if (key := name.lower()) in SPLIT_NAMES}
+    roles = {name: split for name in folders if (split := _split_named(name)) is not None}
     if len(roles) >= 2 and "train" in roles.values():
         records = _scan_splits(root, folders, roles, others)
     elif roles and len(roles) == len(folders):
@@ -48,6 +52,7 @@ def scan_folder(root: Path) -> list[Record]:
         if roles:
             log.warning("taken as a class, not as a split: %s", ", ".join(sorted(roles)))
         records = _scan_classes(root, root, others)
+        _tell_if_nested(records)
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
         log.warning("ignored %d files that are not images: %s", others.total(), kinds)
@@ -57,6 +62,26 @@ def scan_folder(root: Path) -> list[Record]:
             f"the kinds {' '.join(sorted(EXTENSIONS))}."
         )
     return records
+
+
+def _split_named(name: str) -> str | None:
+    bare = re.sub(r"[\W_]", "", name.lower())
+    return SPLIT_NAMES.get(re.sub(r"(set|data)?(\d{4})?$", "", bare, count=1))
+
+
+def _tell_if_nested(records: Sequence[Record]) -> None:
+    """Two folders or more that hold folders of the same names may be splits."""
+    below: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        _, first, *rest = record.path.split("/")
+        below[record.label].add(first if rest else "")
+    names, *others = below.values() or [set()]
+    if others and len(names) > 1 and "" not in names and all(names == own for own in others):
+        log.warning(
+            "the classes are taken to be %s. Each of them has the folders %s: if those are the "
+            "classes, name the folders above them train, val and test, or set data.root to one.",
+            ", ".join(below), ", ".join(sorted(names)),
+        )  # fmt: skip
 
 
 def _scan_splits(

@@ -111,7 +111,11 @@ def find_below(root: Path, text: str, where: str) -> str | None:
     for spelling in (text, text.replace("\\", "/")):
         path = os.path.normpath(spelling)
         if os.path.isabs(path):
-            path = os.path.relpath(path, os.path.abspath(root))
+            real = os.path.realpath(root)  # of a root that is reached by a link
+            base = (
+                os.path.abspath(root) if Path(path).is_relative_to(os.path.abspath(root)) else real
+            )
+            path = os.path.relpath(path, base)
         if path.split("/")[0] == ".." or re.match(r"[A-Za-z]:[\\/]", path):
             raise UserError(f"{where}: {text} lies outside the folder {root} (data.root).")
         inner = path.removeprefix(f"{root.name}/")  # it starts with the root's own name
