@@ -1,5 +1,6 @@
 import hashlib
 import os
+import signal
 import sqlite3
 import threading
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
+from tlx.data import parallel
 from tlx.data import scan as scanning
 from tlx.data.images import Decoding, UnreadableImage
 from tlx.data.manifest import Manifest, Sample
@@ -170,6 +172,24 @@ def manifest_of(root: Path, paths: list[str]) -> Manifest:
         for p in paths
     ]
     return Manifest.of(root, samples)
+
+
+def test_what_fails_for_want_of_memory_is_read_again(old_folder, monkeypatch) -> None:
+    root, paths = old_folder
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning, "decode_rgb", lambda *_: (_ for _ in ()).throw(MemoryError))
+        found = scan(root, paths)
+        assert all("memory" in found[path].reason for path in paths)
+    assert all(isinstance(result, Scanned) for result in scan(root, paths).values())
+
+
+def test_a_process_that_is_killed_ends_the_scan(old_folder, monkeypatch) -> None:
+    root, paths = old_folder
+    monkeypatch.setattr(parallel, "FEW", 2)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    monkeypatch.setattr(scanning, "examine", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="a process that read images was killed"):
+        scan(root, paths)
 
 
 def test_verify_passes_what_is_as_it_was_without_decoding(old_folder, read_paths) -> None:

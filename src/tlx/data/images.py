@@ -109,6 +109,8 @@ def opened(data: bytes, path: Path) -> Iterator[Image.Image]:
         raise UnreadableImage(
             path, f"more than {MAX_PIXELS:,} pixels (a decompression bomb?); save it smaller"
         ) from error
+    except MemoryError:  # the machine's fault, which passes
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken data
         raise UnreadableImage(path, str(error) or type(error).__name__) from error
 

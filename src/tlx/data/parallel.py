@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing import get_context
@@ -12,6 +13,8 @@ from threading import Barrier
 from typing import Any
 
 import torch
+
+from tlx.errors import UserError
 
 FEW = 200  # pieces of work for which starting processes does not pay
 MOST_THREADS = 8  # each may hold a whole photograph
@@ -36,8 +39,16 @@ def shared_out(pieces: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield map
         return
     start = get_context("fork" if sys.platform == "linux" else "spawn")
-    with start.Pool(count, initializer=_leave_ctrl_c_to_the_parent) as pool:
-        yield partial(pool.imap, chunksize=16)
+    pool = ProcessPoolExecutor(count, start, initializer=_leave_ctrl_c_to_the_parent)
+    try:
+        yield partial(pool.map, chunksize=16)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that read images was killed, perhaps for want of memory; what was read is "
+            "kept: start again."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def in_threads(work: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:

@@ -86,6 +86,8 @@ def _read(root: Path, decode: Decoding, path: str) -> tuple[Result, bool]:
         return error, True
     except OSError as error:
         return _unreadable(root / path, error), False
+    except MemoryError:
+        return UnreadableImage(root / path, "there was not enough memory"), False
 
 
 def _unreadable(path: Path, error: OSError) -> UnreadableImage:
