@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     from tlx.files import write_json
 
     classes, findings = check(parse(compose(overrides)))
-    found = {"images": classes.total(), "classes": dict(classes), "findings": as_json(findings)}
+    images = classes.total()
+    del classes[""]  # test images may lack a label
+    found = {"images": images, "classes": dict(classes), "findings": as_json(findings)}
     if output is not None:
         write_json(output, found)
     if own["format"] == "json":

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tlx.data.augment import Augment, apply, sample_key
 from tlx.data.datamodule import ImageData
 from tlx.data.datasets import ImageDataset
-from tlx.data.loaders import UNLABELLED, auto_workers, prediction_loader
+from tlx.data.loaders import auto_workers, prediction_loader
 from tlx.data.manifest import Manifest, Sample
 from tlx.data.samplers import EpochSampler
+from tlx.data.targets import UNLABELLED
 from tlx.errors import UserError
 
 LIGHT = Augment(

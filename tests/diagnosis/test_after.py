@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from planted import (
     OVERFITTED,
@@ -22,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tlx.diagnosis.after import CHEAP, FULL, examine_run
 from tlx.diagnosis.findings import Finding
+from tlx.diagnosis.run_folder import RunFolder
 
 
 def first(run: Path) -> Finding:
@@ -31,6 +34,15 @@ def first(run: Path) -> Finding:
     worse = [finding for finding in found.findings if finding.severity != "note"]
     assert len({finding.cause for finding in worse}) == 1, worse
     return worse[0]
+
+
+def test_what_is_advised_can_be_pasted(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "my run")
+    given = ["data=folder", "data.root='my photos/set one'"]
+    (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump(given))
+    found = RunFolder(run)
+    assert shlex.split(found.overrides) == given
+    assert shlex.split(found.place) == [str(run)]
 
 
 def test_a_healthy_run(trained: Path) -> None:

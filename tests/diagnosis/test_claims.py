@@ -1,11 +1,16 @@
 """How many images a claim takes, against Wilson's interval itself."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from scipy.stats import binomtest
 
+from tlx.composition import compose
+from tlx.config import parse
 from tlx.diagnosis.claims import claim, half_width, needed_images
+
+DATA = parse(compose(["data=folder", "data.root=here"])).data
 
 
 @pytest.mark.parametrize(("right", "n"), [(9, 10), (45, 50), (0, 7), (656, 656), (580, 656)])
@@ -27,13 +32,28 @@ def test_needed_images_are_the_fewest(accuracy, half):
      (656, 205, None), (656, 9, "warning"), (0, 0, None)],
 )  # fmt: skip
 def test_what_is_too_few(n, smallest, severity):
-    found = list(claim("test", n, 0.9, smallest=smallest))
+    found = list(claim("test", n, 0.9, smallest, DATA))
     assert [finding.severity for finding in found] == ([severity] if severity else [])
 
 
 def test_ten_test_images_say_next_to_nothing():
-    (finding,) = claim("test", 10, 0.9, smallest=5)
+    (finding,) = claim("test", 10, 0.9, 5, DATA)
     low, high = binomtest(9, 10).proportion_ci(method="wilson")
     assert (finding.numbers["low"], finding.numbers["high"]) == pytest.approx((low, high))
     assert finding.numbers["needed_5_points"] == 141
     assert Counter(finding.evidence.split())["141"] == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "advice"),
+    [
+        ("test", {}, "collect more test images, or data.test=0.3 where tlx draws the split, or "
+         "data.folds=5, with which val has every image once"),
+        ("test", {"test": 0.4}, "collect more test images, or data.folds=5, with which val has "
+         "every image once"),
+        ("val", {"folds": 4, "test": 0.0}, "collect more val images"),
+    ],
+)  # fmt: skip
+def test_what_is_set_already_is_not_advised(split, settings, advice):
+    (finding,) = claim(split, 10, 0.9, 5, replace(DATA, **settings))
+    assert finding.fix == advice

@@ -13,7 +13,7 @@ from tlx.composition import compose
 from tlx.config import parse
 from tlx.data.augment import Augment
 from tlx.data.manifest import Manifest, Sample
-from tlx.diagnosis import splits
+from tlx.diagnosis import inputs, splits
 from tlx.diagnosis.before import DATA
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import ranked
@@ -155,12 +155,18 @@ def test_more_blue_than_red_is_a_note(case, own_pictures):
     assert found[0].numbers["blue"] - found[0].numbers["red"] == pytest.approx(40 / 255, abs=0.04)
 
 
-@pytest.mark.parametrize(("size", "fixes"), [(63, []), (64, ["data.image_size=32"])])
-def test_images_far_smaller_than_the_input(case, pictures, size, fixes):
-    found = [f for f in cheap(case(pictures, f"data.image_size={size}")) if f.severity != "note"]
-    assert [(finding.cause, finding.fix) for finding in found] == [
-        ("small_images", fix) for fix in fixes
-    ]
+@pytest.mark.parametrize(
+    ("backbone", "size", "fixes"),
+    [
+        ("squeezenet1_1", 63, []),
+        ("squeezenet1_1", 64, ["data.image_size=32"]),
+        ("vit_b_32", 96, ["data.image_size=32"]),
+        ("maxvit_t", 224, ["find larger images"]),  # it takes multiples of 224
+    ],
+)
+def test_images_far_smaller_than_the_input(case, pictures, backbone, size, fixes):
+    examined = case(pictures, f"data.image_size={size}", f"backbone.name={backbone}")
+    assert [finding.fix for finding in inputs.small_images(examined)] == fixes
 
 
 # ---------------------------------------------------------------- the splits
@@ -195,8 +201,8 @@ def test_two_names_of_one_class(case, own_pictures, twin):
 
 def test_names_that_differ_in_earnest():
     labels = {
-        "train": {"a", "A", "bus", "car", "10", "1"},
-        "val": {"a", "A", "bus", "car", "10", "1"},
+        "train": {"a", "A", "bus", "car", "10", "1", "-1", "1-0"},
+        "val": {"a", "A", "bus", "car", "10", "1", "-1", "1-0"},
     }
     assert list(splits.differing_classes(labels)) == []
 
@@ -220,6 +226,22 @@ def test_a_near_copy_of_a_train_image_in_test(case, own_pictures, size, found):
         picture.resize((size, size)).save(own_pictures / "test/lying/0.png")
     leaks = [f for f in cheap(case(own_pictures)) if f.cause == "leak"]
     assert [finding.severity for finding in leaks] == found
+
+
+def test_near_copies_are_named_with_their_own_twins(case, own_pictures):
+    """Of two pictures: one is in train and val, the other in val and test."""
+    for seed, (one, other) in enumerate(
+        [("train/lying/0.png", "val/lying/0.png"), ("val/upright/1.png", "test/upright/1.png")]
+    ):
+        coarse = np.random.default_rng(seed).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC)
+        picture.save(own_pictures / one)
+        picture.resize((64, 64)).save(own_pictures / other)
+    leaks = [f for f in cheap(case(own_pictures)) if f.cause == "leak"]
+    assert [finding.numbers["images"] for finding in leaks] == [1, 1]
+    said = " ".join(finding.evidence for finding in leaks)
+    assert "also in train, such as val/lying/0.png and train/lying/0.png (train)" in said
+    assert "also in train or val, such as test/upright/1.png and val/upright/1.png (val)" in said
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

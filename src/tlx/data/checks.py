@@ -24,7 +24,7 @@ MANY = 0.1  # share of the images from which an oddity is a warning
 
 @dataclass(frozen=True)
 class Finding:
-    """`paths` are all it is about, copies beside each other; `fix` is what to do or to set.
+    """`paths` are all it is about; `groups` are those of copies; `fix` is what to do or to set.
 
     After an error the metrics would be wrong, or training would not start.
     """
@@ -34,6 +34,7 @@ class Finding:
     message: str
     paths: tuple[str, ...]
     fix: str
+    groups: tuple[tuple[str, ...], ...] = ()
 
 
 def find_problems(
@@ -61,7 +62,11 @@ def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """File names that are not UTF-8 have their odd bytes as \\udc80 and the like."""
     return [
         asdict(finding)
-        | {"message": _utf8(finding.message), "paths": [_utf8(path) for path in finding.paths]}
+        | {
+            "message": _utf8(finding.message),
+            "paths": [_utf8(path) for path in finding.paths],
+            "groups": [[_utf8(path) for path in group] for group in finding.groups],
+        }
         for finding in findings
     ]
 
@@ -132,7 +137,8 @@ def _about(
     if groups:
         paths = tuple(path for group in groups for path in group)
         times = f"{len(groups)} picture{'s' * (len(groups) != 1)}"
-        yield Finding(kind, severity, f"{_count(paths)} of {times} are {what}", paths, fix)
+        message = f"{_count(paths)} of {times} are {what}"
+        yield Finding(kind, severity, message, paths, fix, tuple(map(tuple, groups)))
 
 
 def _classes(images: Sequence[Sample | Record], names: list[str]) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ def settle_leaks(
         raise UserError(
             f"{told}\nWhat is measured on images that were trained on flatters. Remove one of each "
             "(data.exclude=FILE lists paths to leave out), or set data.on_leak=regroup (they leave "
-            "train) or data.on_leak=warn (they stay)."
+            "the split before) or data.on_leak=warn (they stay)."
         )
     log.warning("%s", told)
     if on_leak == "warn":

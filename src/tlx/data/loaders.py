@@ -11,8 +11,7 @@ from tlx.data.augment import Augment
 from tlx.data.datasets import ImageDataset, Item, Preprocess
 from tlx.data.images import Decoding
 from tlx.data.parallel import cores
-
-UNLABELLED = -1  # the class index of images to predict
+from tlx.data.targets import UNLABELLED
 
 
 def prediction_loader(  # noqa: PLR0913 — all but two by name

@@ -16,6 +16,8 @@ from torch import Tensor
 from tlx.data.manifest import SLACK, Sample
 from tlx.errors import UserError, unknown
 
+UNLABELLED = -1  # the class index of images without a label
+
 
 @dataclass(frozen=True)
 class TargetPolicy:
@@ -35,7 +37,8 @@ class TargetPolicy:
 
 
 def class_indices(samples: Sequence[Sample], classes: Sequence[str]) -> list[int]:
-    places = {name: index for index, name in enumerate(classes)}
+    """UNLABELLED where test lacks a label."""
+    places = {name: index for index, name in enumerate(classes)} | {"": UNLABELLED}
     return [places[sample.label] for sample in samples]
 
 

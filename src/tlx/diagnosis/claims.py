@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import Finding
 from tlx.evaluation.intervals import Z95
+from tlx.specs import DataSpec
 
 PLAUSIBLE = 0.9  # an accuracy to reckon with before there is one
 FEW = 50  # images, with which ±8 points are not known at an accuracy of 0.9
 FEW_OF_CLASS = 10
+SHARE = 0.3  # of all images, the most that is advised for a split
 GOOD = 0.05  # half of the interval's width, below which there is nothing to say
 
 
@@ -37,11 +39,12 @@ def needed_images(accuracy: float, half: float) -> int:
 def few_images(case: Case) -> Iterator[Finding]:
     """What test could say; without test images, val."""
     split = "test" if case.job.manifest.split("test") else "val"
-    counts = Counter(sample.label for sample in case.job.manifest.split(split))
-    yield from claim(split, counts.total(), PLAUSIBLE, smallest=min(counts.values(), default=0))
+    counts = Counter(s.label for s in case.job.manifest.split(split) if s.label)
+    smallest = min(counts.values(), default=0)
+    yield from claim(split, counts.total(), PLAUSIBLE, smallest, case.job.config.data)
 
 
-def claim(split: str, n: int, accuracy: float, *, smallest: int) -> Iterator[Finding]:
+def claim(split: str, n: int, accuracy: float, smallest: int, data: DataSpec) -> Iterator[Finding]:
     """Whether n images of the split support an accuracy; `smallest` is the rarest class's n."""
     if n == 0:
         return
@@ -57,11 +60,20 @@ def claim(split: str, n: int, accuracy: float, *, smallest: int) -> Iterator[Fin
         f"{n} {split} images, {smallest} of the rarest class: an accuracy of {accuracy:.2f} could "
         f"be anything from {centre - half:.2f} to {centre + half:.2f} (95 %); "
         f"±5 points take {needed[5]} images, ±2 take {needed[2]}",
-        f"collect more {split} images, or data.{split}=0.3 where tlx draws the split; for val, "
-        "data.folds=5 measures on every image once",
+        _more(split, data),
         {
             "n": n, "smallest_class": smallest, "accuracy": accuracy,
             "low": centre - half, "high": centre + half,
             "needed_5_points": needed[5], "needed_2_points": needed[2],
         },
     )  # fmt: skip
+
+
+def _more(split: str, data: DataSpec) -> str:
+    """The ways to more images that are still open."""
+    ways = [f"collect more {split} images"]
+    if (data.test if split == "test" else data.val) < SHARE and data.folds is None:
+        ways.append(f"data.{split}={SHARE} where tlx draws the split")
+    if data.folds is None:
+        ways.append("data.folds=5, with which val has every image once")
+    return ", or ".join(ways)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import Finding
+from tlx.models.families import adapter
 from tlx.models.preprocess import Preprocess
 
 LOOKED_AT = 16  # images
@@ -139,13 +140,16 @@ def small_images(case: Case) -> Iterator[Finding]:
     if not shorter or (middle := median(shorter)) > size / 2:
         return
     backbone = case.job.model.classifier.backbone
-    smallest = backbone.min_size if backbone.image_size is None else 1
-    better = -(-max(int(middle), smallest) // ROUND) * ROUND
+    steps = adapter(backbone.name, classifier=False).size_step
+    step = ROUND if steps is None else steps(backbone.name)
+    smallest = step if backbone.image_size is not None else backbone.min_size
+    better = -(-max(int(middle), smallest) // step) * step
+    longer = f"{(size / better) ** 2:.1f} times as long as {better} pixels would"
     yield Finding(
         "small_images", "warning",
         f"the shorter side of half of the train images is at most {middle:g} pixels, and is "
-        f"enlarged {size / middle:.1f} times to {size}: that adds no detail and takes "
-        f"{(size / better) ** 2:.1f} times as long as {better} pixels would",
+        f"enlarged {size / middle:.1f} times to {size}: that adds no detail"
+        + (f" and takes {longer}" if better < size else ""),
         f"data.image_size={better}" if better < size else "find larger images",
         {"median": middle, "image_size": size},
     )  # fmt: skip

@@ -1,13 +1,16 @@
 """How a run learned, from what it logged: overfitting, NaN, gradients that vanish or explode."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.data.augment import Augment
 from tlx.diagnosis.findings import Finding
 from tlx.diagnosis.run_folder import RunFolder
 from tlx.diagnosis.trial import config_key, lower_rate
+from tlx.errors import UserError
 
 Array = NDArray[np.float64]
 
@@ -29,6 +32,8 @@ def overfitting(run: RunFolder) -> Iterator[Finding]:
         if rise <= RISEN or train[-1] >= train[best]:
             continue
         handed_on = stage.hand_over == "last"
+        is_random = Augment(**asdict(run.config.augment)).is_random
+        more = "a stronger augmentation" if is_random else "augment=light;"
         yield Finding(
             "overfitting",
             "warning" if handed_on else "note",
@@ -37,7 +42,7 @@ def overfitting(run: RunFolder) -> Iterator[Finding]:
             f"{'the last' if handed_on else 'the best'} epoch's weights are handed on",
             f"{config_key(stage)}.hand_over=best {config_key(stage)}.patience=3"
             if handed_on
-            else f"augment=light; {config_key(stage)}.patience=3 would end the stage sooner",
+            else f"{more} or {config_key(stage)}.patience=3 would end the stage sooner",
             {
                 "epoch": best + 2,
                 "val_best": float(val[best]),
@@ -52,6 +57,8 @@ def _by_stage(run: RunFolder) -> Iterator[tuple[str, Array, Array]]:
     """(stage, train loss, val loss), one value an epoch."""
     history = run.history
     steps, train = history.series["train/loss"]
+    if "val/loss" not in history.series:
+        raise UserError("no val loss is logged yet")
     _, val = history.series["val/loss"]
     starts = [start for _, start in history.stages]
     for (name, start), end in zip(history.stages, [*starts[1:], np.inf], strict=True):
@@ -72,7 +79,7 @@ def losses(run: RunFolder) -> Iterator[Finding]:
         step, tag, value = first
         yield Finding(
             "not_finite", "error", f"{tag} is {value} at step {step}, the first such value logged",
-            f"{_lower_rate(run)}, or trainer.clip=1.0; trainer.precision=32 if it was less",
+            f"{_lower_rate(run)}, or {_clip(run)}; trainer.precision=32 if it was less",
             {"step": step},
         )  # fmt: skip
 
@@ -95,7 +102,7 @@ def gradient_norms(run: RunFolder) -> Iterator[Finding]:
                 "gradients", "warning",
                 f"the gradient of {group} explodes: its norm is {norms[worst]:.3g} at step "
                 f"{steps[worst]}, {usual:.3g} in the median",
-                f"trainer.clip=1.0, or {_lower_rate(run)}",
+                f"{_clip(run)}, or {_lower_rate(run)}",
                 {"norm": float(norms[worst]), "median": usual, "step": int(steps[worst])},
             )  # fmt: skip
     yield from _vanishing(run, groups)
@@ -121,6 +128,11 @@ def _vanishing(run: RunFolder, groups: list[str]) -> Iterator[Finding]:
                 {"share": share},
             )  # fmt: skip
             return
+
+
+def _clip(run: RunFolder) -> str:
+    set_to = run.config.trainer.clip
+    return f"trainer.clip={1.0 if set_to is None else set_to / 10:g}"
 
 
 def _lower_rate(run: RunFolder) -> str:

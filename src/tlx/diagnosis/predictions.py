@@ -45,7 +45,7 @@ def files_and_manifest(run: RunFolder) -> Iterator[Finding]:
         if said:
             yield Finding(
                 "wrong_rows", "error", f"of predictions/{split}.csv's rows: {'; '.join(said)}",
-                AGAIN.format(run.folder, split),
+                AGAIN.format(run.place, split),
                 {"rows": len(rows), "wrong": sum(map(len, faults.values()))},
             )  # fmt: skip
 
@@ -64,11 +64,12 @@ def one_class(run: RunFolder) -> Iterator[Finding]:
     too_often = times >= MOSTLY * n and wilson(times, n)[0] > labels[name] / n
     if not too_often or wilson(right, n)[0] > most / n:
         return
+    weighed = run.config.data.class_weights is not None or run.config.data.sampling == "balanced"
     yield Finding(
         "one_class", "error" if times == n else "warning",
         f"{name!r} is predicted for {times} of {n} val and test images and is the label of "
         f"{labels[name]}; accuracy {right / n:.3f}, always answering {majority!r}: {most / n:.3f}",
-        "data.class_weights=balanced" if most * len(labels) > 1.5 * n
+        "data.class_weights=balanced" if most * len(labels) > 1.5 * n and not weighed
         else f"what stands above; or ask python -m tlx.doctor {run.overrides}",
         {"n": n, "predicted": times, "labelled": labels[name], "accuracy": right / n,
          "majority": most / n},
@@ -82,7 +83,7 @@ def few_images(run: RunFolder) -> Iterator[Finding]:
         raise UserError("metrics.json has no accuracy")
     found = run.metrics[split]
     smallest = min(scores["support"] for scores in found["per_class"].values())
-    yield from claim(split, found["n"], found["accuracy"], smallest=smallest)
+    yield from claim(split, found["n"], found["accuracy"], smallest, run.config.data)
 
 
 LOOKED_AT = 12  # images
@@ -112,7 +113,7 @@ def predicted_again(run: RunFolder) -> Iterator[Finding]:
             f"predictions/{split}.csv: of {len(samples)} images that the model predicted again "
             f"{len(wrong)} have other probabilities in their row; "
             f"{_where(rows, distances[wrong], tolerance)}",
-            AGAIN.format(run.folder, split),
+            AGAIN.format(run.place, split),
             {"looked_at": len(samples), "wrong": len(wrong), "largest": float(own.max())},
         )  # fmt: skip
 

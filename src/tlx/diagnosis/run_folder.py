@@ -1,6 +1,7 @@
 """What a run's folder holds, read piece by piece: a run that broke off has only some of it."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from tlx.config import parse
 from tlx.data.manifest import Manifest
 from tlx.data.sources import data_root
 from tlx.errors import UserError
+from tlx.evaluation.finished import overrides_of
 from tlx.evaluation.history import History, read_history
 from tlx.evaluation.prediction_file import PredictionFile, read_predictions
 from tlx.models.classifier import Classifier
@@ -80,9 +82,12 @@ class RunFolder:
     @property
     def overrides(self) -> str:
         """What was given on the command line, to paste."""
-        path = self.folder / ".hydra" / "overrides.yaml"
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        return " ".join(line.removeprefix("- ") for line in lines if line.startswith("- "))
+        return shlex.join(overrides_of(self.folder))
+
+    @property
+    def place(self) -> str:
+        """The folder, to paste."""
+        return shlex.quote(str(self.folder))
 
     @property
     def splits(self) -> list[str]:

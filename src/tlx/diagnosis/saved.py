@@ -133,7 +133,7 @@ def class_order(run: RunFolder) -> Iterator[Finding]:
                 f"{', '.join(wanted)}",
                 "put back the run's own manifest.csv and model"
                 if name.startswith("model")
-                else f"python -m tlx.evaluate run={run.folder} split={Path(name).stem}, if the "
+                else f"python -m tlx.evaluate run={run.place} split={Path(name).stem}, if the "
                 "manifest is the run's own",
             )
 

@@ -22,7 +22,8 @@ def class_order(case: Case) -> Iterator[Finding]:
     labels: defaultdict[str, set[str]] = defaultdict(set)
     given = {r.path for r in list_records(case.job.config.data, manifest.root) if r.split}
     for sample in manifest.samples:
-        labels[sample.split if sample.path in given else "train"].add(sample.label)
+        if sample.label:
+            labels[sample.split if sample.path in given else "train"].add(sample.label)
     yield from differing_classes(labels)
 
 
@@ -72,13 +73,14 @@ def differing_classes(labels: Mapping[str, Collection[str]]) -> Iterator[Finding
 
 
 def _bare(name: str) -> str:
-    """What is left of a class's name without case, spaces and an English plural.
+    """What is left of a class's name without case, spaces and the like after letters, and an
+    English plural: 1-1 and 11 are two classes.
 
     Of single letters case is all there is: 'a' and 'A' are two classes.
     """
     if len(name.strip()) == 1:
         return name.strip()
-    return re.sub(r"[\s_-]+", "", name).casefold().removesuffix("s")
+    return re.sub(r"(?<=[^\W\d_])[\s_-]+", "", name).casefold().removesuffix("s")
 
 
 def _lacking(split: str, lacking: Sequence[str], train: Sequence[str]) -> Finding:
@@ -105,8 +107,10 @@ def leak(case: Case) -> Iterator[Finding]:
     yield from _shared(samples, groups, "as members of one group", "error")
     path = case.job.folder / "findings.json"
     found = json.loads(path.read_text("utf-8"))["findings"] if path.exists() else []
-    near = {p for finding in found if finding["kind"] == "near_leak" for p in finding["paths"]}
-    yield from _shared(samples, dict.fromkeys(near, "near"), "as near copies", "warning")
+    near = [group for finding in found if finding["kind"] == "near_leak"
+            for group in finding["groups"]]  # fmt: skip
+    pictures = {path: str(number) for number, group in enumerate(near) for path in group}
+    yield from _shared(samples, pictures, "as near copies", "warning")
 
 
 def _shared(
@@ -114,15 +118,15 @@ def _shared(
 ) -> Iterator[Finding]:
     """Images to measure on whose key an earlier split has too."""
     seen: dict[str, Sample] = {}
-    for split in SPLITS:
+    for split, earlier in zip(SPLITS, ("", "train", "train or val"), strict=True):
         own = [s for s in samples if s.split == split and s.path in key_of]
         if both := [s for s in own if key_of[s.path] in seen]:
             n = sum(s.split == split for s in samples)
             one, other = both[0], seen[key_of[both[0].path]]
             yield Finding(
                 "leak", severity if severity == "error" or len(both) >= MANY * n else "note",
-                f"{len(both)} of {n} {split} images ({len(both) / n:.1%}) are {how} also in train "
-                f"or val, such as {one.path} and {other.path} ({other.split})",
+                f"{len(both)} of {n} {split} images ({len(both) / n:.1%}) are {how} also in "
+                f"{earlier}, such as {one.path} and {other.path} ({other.split})",
                 "data.on_leak=regroup" if severity == "error"
                 else "list them in a file for data.exclude=FILE; where tlx draws the split, "
                 "data.keep_together=near",

@@ -103,7 +103,7 @@ def read_run(folder: Path, root: Path | None = None) -> FinishedRun:
         {name: found for name, found in judged.items() if found is not None},
         read_history(folder),
         _json(folder / "findings.json", {}).get("findings", []),
-        _overrides(folder),
+        overrides_of(folder),
         _weights(folder),
     )
 
@@ -155,7 +155,7 @@ def _json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text("utf-8")) if path.is_file() else default
 
 
-def _overrides(folder: Path) -> list[str]:
+def overrides_of(folder: Path) -> list[str]:
     """What was given on the command line, as Hydra keeps it."""
     import yaml  # type: ignore[import-untyped]  # comes with Hydra
 
