@@ -1,5 +1,6 @@
 """The sweep changes nothing but the stage's rate; the choice, on curves whose answer is known."""
 
+import copy
 import json
 import logging
 import math
@@ -34,19 +35,42 @@ def curve(fall_at, *, depth=0.9, noise=0.0):
         place = math.log10(rate) - fall_at
         loss = 1 - depth / (1 + math.exp(-4 * place)) + max(0, place - 1.5) ** 2
         losses.append(loss + noise * torch.randn(1, generator=generator).item())
-    return Sweep(tuple(rates), tuple(losses))
+    return Sweep(tuple(rates), tuple(losses), (1.0,) * 100)
 
 
 @pytest.mark.parametrize("fall_at", [-4, -2.5, -1])
-def test_the_choice_is_where_the_loss_falls_fastest(fall_at):
-    assert math.log10(choose(curve(fall_at)).rate) == pytest.approx(fall_at, abs=0.08)
-    assert math.log10(choose(curve(fall_at, noise=0.05)).rate) == pytest.approx(fall_at, abs=0.3)
+def test_the_choice_is_midway_from_the_steepest_to_the_lowest_loss(fall_at):
+    clean = curve(fall_at)
+    lowest = math.log10(clean.rates[int(smooth(clean.compared).argmin())])
+    expected = (fall_at + lowest) / 2
+    assert fall_at + 0.5 < expected < lowest
+    assert math.log10(choose(clean).rate) == pytest.approx(expected, abs=0.05)
+    assert math.log10(choose(curve(fall_at, noise=0.05)).rate) == pytest.approx(expected, abs=0.3)
+
+
+def test_how_hard_a_batch_is_does_not_move_the_choice():
+    clean = curve(-3)
+    hard = 2 * torch.rand(100, generator=torch.Generator().manual_seed(1))
+    noisy = [tuple(v + h for v, h in zip(vs, hard.tolist(), strict=True))
+             for vs in (clean.losses, clean.untrained)]  # fmt: skip
+    assert choose(Sweep(clean.rates, *noisy)).rate == pytest.approx(choose(clean).rate)
+    assert choose(Sweep(clean.rates, noisy[0], clean.untrained)).rate != choose(clean).rate
+
+
+def test_a_sweep_that_ends_while_the_loss_falls_leaves_the_default():
+    losses = tuple(1 - k / 25 for k in range(20))
+    found = choose(Sweep(tuple(10 ** (-6 + 7 * k / 19) for k in range(20)), losses, (1.0,) * 20))
+    assert found.rate is None
+    assert "still fell at the last rate" in found.reason
 
 
 def test_a_curve_that_says_nothing_leaves_the_default():
     assert choose(curve(-3, depth=0.0)).rate is None
     assert "fell at no rate" in choose(curve(-3, depth=0.02)).reason
-    assert choose(Sweep((1e-6,), (9.0,))).reason == "the loss diverged within 1 steps of the sweep"
+    assert (
+        choose(Sweep((1e-6,), (9.0,), (9.0,))).reason
+        == "the loss diverged within 1 steps of the sweep"
+    )
 
 
 def test_smoothing_keeps_a_constant_and_does_not_lag():
@@ -101,7 +125,8 @@ def test_a_sweep_equals_a_plain_loop(image_folder, tmp_path):
     apply_stage(run.model.classifier, stage)
     head = run.model.classifier.head
     optimizer = torch.optim.SGD(head.parameters(), lr=1, momentum=0.9)
-    losses, data = [], image_data(run)
+    losses, untrained, data = [], [], image_data(run)
+    first = copy.deepcopy(module)
     loader = data.train_dataloader()
     for step, rate in enumerate(found.rates[:12]):
         if step % len(loader) == 0:
@@ -110,12 +135,14 @@ def test_a_sweep_equals_a_plain_loop(image_folder, tmp_path):
         images, labels, _ = next(batches)
         loss = torch.nn.functional.cross_entropy(module(images), labels)
         losses.append(loss.item())
+        untrained.append(torch.nn.functional.cross_entropy(first(images), labels).item())
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert found.rates[1] / found.rates[0] == pytest.approx(10 ** (7 / 99))
     assert found.losses[:12] == pytest.approx(losses, abs=1e-6)
+    assert found.untrained[:12] == pytest.approx(untrained, abs=1e-6)
 
 
 def test_a_stage_trains_at_the_rate_found_and_a_resumed_one_at_the_same(

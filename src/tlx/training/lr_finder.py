@@ -29,10 +29,20 @@ ENOUGH = 0.05  # the least fall of the smoothed loss, as a fraction of it, that 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The loss of each batch of training before its step, at a rate that grows with every step."""
+    """The loss of each batch of training before its step, at a rate that grows with every step,
+    and what the untrained network's loss of that batch is: batches differ, which says nothing of
+    the rate.
+    """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
+    untrained: tuple[float, ...]
+
+    @property
+    def compared(self) -> Tensor:
+        """(steps,) float64: the losses as if all batches were equally hard."""
+        untrained = torch.tensor(self.untrained, dtype=torch.float64)
+        return torch.tensor(self.losses, dtype=torch.float64) - untrained + untrained.mean()
 
 
 @dataclass(frozen=True)
@@ -80,22 +90,27 @@ def sweep(  # noqa: PLR0913 — all but two by name
     trial = copy.deepcopy(module).to(device)
     apply_stage(trial.classifier, module.stage)
     trial.weigh(data.weights)
+    untrained = copy.deepcopy(trial)
     unit = replace(module.stage, optimizer=replace(module.stage.optimizer, lr=1.0))
     optimizer = build_optimizer(unit, trial.classifier)
     shares = [group["lr"] for group in optimizer.param_groups]
     steps = STEPS if limit is None else min(STEPS, 10 * limit)
-    rates, losses = _ladder(steps), list[float]()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    rates, losses, others = _ladder(steps), list[float](), list[float]()
+    chance = range(torch.cuda.device_count())
+    with torch.random.fork_rng(chance):
         torch.manual_seed(module.seed)
         for rate, batch in zip(rates, _batches(data, limit), strict=False):
             inputs, targets, positions = (part.to(device) for part in batch)
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                with torch.random.fork_rng(chance), torch.no_grad():  # the same dropout
+                    other = untrained.train_losses(untrained(inputs), targets, positions).mean()
                 loss = trial.train_losses(trial(inputs), targets, positions).mean()
             if not math.isfinite(loss.item()):
                 break
             losses.append(loss.item())
+            others.append(other.item())
             if sum(losses[-5:]) > 4 * sum(losses[:5]) and len(losses) > 5:
                 break
             optimizer.zero_grad()
@@ -103,7 +118,7 @@ def sweep(  # noqa: PLR0913 — all but two by name
             if clip is not None:
                 clip_grad_norm_(trial.parameters(), clip)
             optimizer.step()
-    return Sweep(tuple(rates[: len(losses)]), tuple(losses))
+    return Sweep(tuple(rates[: len(losses)]), tuple(losses), tuple(others))
 
 
 def _ladder(steps: int) -> list[float]:
@@ -120,20 +135,25 @@ def _batches(data: ImageData, limit: int | None) -> Iterator[Batch]:
 
 
 def choose(tried: Sweep) -> Choice:
-    """Where the smoothed loss falls most steeply over the logarithm of the rate."""
+    """Midway, on a scale of logarithms, from where the smoothed loss falls most steeply to where it
+    is lowest: the first is on the low side of the rates that train best, the second above them.
+    """
     if len(tried.losses) < 10:
         return Choice(None, f"the loss diverged within {len(tried.losses)} steps of the sweep")
-    loss = smooth(torch.tensor(tried.losses, dtype=torch.float64))
+    loss = smooth(tried.compared)
     lowest = int(loss.argmin())
     if loss[lowest] > (1 - ENOUGH) * loss[0]:
         return Choice(None, "the loss fell at no rate of the sweep, the default is taken")
+    if lowest == len(loss) - 1:
+        return Choice(
+            None, "the loss still fell at the last rate of the sweep, the default is taken"
+        )
     (slopes,) = torch.gradient(loss[: lowest + 1])
-    steepest = int(slopes.argmin())
-    rate = tried.rates[steepest]
+    steep, low = tried.rates[int(slopes.argmin())], tried.rates[lowest]
     return Choice(
-        rate,
-        f"where the loss falls fastest, from {loss[0]:.3g} at the start of the sweep to "
-        f"{loss[lowest]:.3g} at {tried.rates[lowest]:.1e}",
+        math.sqrt(steep * low),
+        f"the loss falls fastest at {steep:.1e}, and from {loss[0]:.3g} to {loss[lowest]:.3g} at "
+        f"{low:.1e}",
     )
 
 
@@ -146,7 +166,7 @@ def smooth(losses: Tensor) -> Tensor:
 
 def plot(tried: Sweep, rate: float, title: str) -> str:
     """An SVG drawing: the batches' losses, their smoothed line, and the rate that was taken."""
-    losses = torch.tensor(tried.losses or [0.0], dtype=torch.float64)
+    losses = tried.compared if tried.losses else torch.zeros(1, dtype=torch.float64)
     line = smooth(losses)
     top = max(float(losses[:5].mean()) * 1.5, float(line.min()) * 1.5, 1e-9)
 
