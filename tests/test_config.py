@@ -86,6 +86,9 @@ def test_zero_is_a_value():
         (["head.hidden=256"], "head.hidden=256 is not valid; it takes a list of numbers"),
         (["data.batch_size=0"], "data.batch_size=0 must be above 0"),
         (["seed=-1"], "seed=-1 is negative"),
+        (["seed=20000000000000000000"], "is too large"),
+        (["optimizer.lr=find"], "a rate is found for a stage: stage.head.lr=find"),
+        (["stage.head.scheduler.name=constant"], r"'stage.head.scheduler=\{name: …\}'"),
         (["optimizer.lr=0"], "stage.*learning rate of 0; it must be above 0"),
         (["stage.head.optimizer={_target_: torch.optim.SGD, lr: 1}"], "write stage.head.lr=1"),
     ],
@@ -142,6 +145,21 @@ def test_a_path_is_taken_as_it_is(path):
     assert config("data=folder", f"data.root={path}").data.root == path
     moved = override(compose(["data=folder", "data.root=here"]), {"data.root": path})
     assert moved["data"]["root"] == path
+
+
+@pytest.mark.parametrize(("at", "many"), [(0, 1), (1, 1), (3, 1), (1, 10)])
+def test_a_sweep_is_one_wherever_its_flag_stands(monkeypatch, tmp_path, at, many):
+    names = ("rotation_range", "width_shift_range", "height_shift_range", "shear_range", "mixup",
+             "zoom_range", "cval", "channel_shift_range", "erasing", "cutmix")  # fmt: skip
+    keys = [f"augment.{name}" for name in names] if many > 1 else ["optimizer.lr"]
+    values = {key: "0.25,0.5" if key == keys[0] else "choice(0.125)" for key in keys}
+    given = ["data=folder", f"data.root={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    arguments = [*given, *(f"{key}={value}" for key, value in values.items())]
+    monkeypatch.setattr(sys, "argv", ["tlx.train", *arguments[:at], "-m", *arguments[at:]])
+    found = []
+    run_hydra(lambda raw, folder, is_trial: found.append((folder.name, is_trial)))
+    names = ["0_optimizer.lr=0.25", "1_optimizer.lr=0.5"] if many == 1 else ["0", "1"]
+    assert found == [(name, True) for name in names]
 
 
 def test_a_run_keeps_what_only_hydra_can_resolve(monkeypatch, tmp_path):

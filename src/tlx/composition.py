@@ -21,6 +21,8 @@ PATHS = (
     "hydra.sweep.dir",
 )  # fmt: skip
 
+LONGEST_NAME = 200  # of a trial's folder, in characters; file systems take 255 bytes
+
 
 def conf_dir() -> Path:
     """The folder of YAML files: inside the installed package, or at the top of the checkout."""
@@ -102,13 +104,24 @@ def _quoted(argument: str) -> str:
 
 
 def _name_trials_by_what_differs() -> None:
-    """Of a sweep's settings, those that all trials share stay out of the folders' names."""
-    arguments = sys.argv[1:]
-    if {"-m", "--multirun"} & set(arguments):
-        pairs = [a.lstrip("+").partition("=") for a in arguments if "=" in a]
-        shared = sorted({key for key, _, value in pairs if not re.search(r"[,(]", value)})
+    """Of a sweep's settings, those that all trials share stay out of the folders' names.
+
+    Where too much differs for a name, the folders are numbered alone. Flags go first: argparse,
+    which Hydra uses, takes none between settings.
+    """
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    others = [argument for argument in sys.argv[1:] if argument not in flags]
+    sys.argv[1:] = [*flags, *others]
+    if flags:
+        pairs = [a.lstrip("+").partition("=") for a in others if "=" in a]
+        swept = [(key, value) for key, _, value in pairs if re.search(r"[,(]", value)]
+        shared = sorted({key for key, _, _ in pairs} - {key for key, _ in swept})
         name = "hydra.job.config.override_dirname.exclude_keys"
         sys.argv.append(f"{name}=[{','.join(shared)}]")
+        longest = [max(map(len, value.split(","))) for _, value in swept]
+        length = sum(len(key) + 2 for key, _ in swept) + sum(longest)
+        if length > LONGEST_NAME and not any(a.startswith("hydra.sweep.subdir=") for a in others):
+            sys.argv.append("hydra.sweep.subdir=${hydra.job.num}")
 
 
 def _plain(node: Any) -> dict[str, Any]:
@@ -156,6 +169,12 @@ def _explain(error: BaseException) -> UserError:
             group = key.split(".")[0]
             return UserError(
                 f"{key} is not a key of this {group}; leave it out, or choose another."
+            )
+        if not near:  # of a stage's own optimizer or scheduler, which is null
+            parent, _, name = key.rpartition(".")
+            return UserError(
+                f"{key}: {parent} has no settings that could be changed; give all of its own: "
+                f"'{parent}={{{name}: …}}'."
             )
         return unknown("key", key, near)
     if found := re.search(r"Could not find '([\w]+)/([\w.-]+)'", text):

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
             _check_unused(Path(argument.partition("=")[2]))
+    _check_shared(arguments)
     run_hydra(_begin)
 
 
@@ -64,6 +65,17 @@ def _is_first_process() -> bool:
     """By what Lightning, torchrun and Slurm set; without importing torch."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def _check_shared(arguments: Sequence[str]) -> None:
+    """Processes that torchrun or srun start each have a clock, and would name folders by it."""
+    counts = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    is_named = any(a.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for a in arguments)
+    if not is_named and any(count.isdigit() and int(count) > 1 for count in counts):
+        raise UserError(
+            "processes started by torchrun or srun need one folder: add hydra.run.dir=DIR, on a "
+            "disk that they share."
+        )
 
 
 def _check_unused(folder: Path, key: str = "hydra.run.dir") -> None:
