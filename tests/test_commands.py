@@ -364,6 +364,7 @@ def test_summary_shows_a_table(capsys):
         (["threshold=recall"], "threshold=recall is not valid"),
         (["tta=3"], "tta"),
         (["data.fold=5", "data.folds=5"], "fold"),
+        (["trainer.accumulate=9"], "accumulate=9 is more than the 4 batches of an epoch; give 4"),
         (["optimizer=sgd", "+optimizer.momentun=0.5"], "momentun"),
         (["backbone.weights=/nowhere/w.pth"], "/nowhere/w.pth"),
         (["head.activation=softmax"], "head.allow_softmax=true"),
@@ -424,6 +425,13 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(
     a, b = (json.loads((f / "metrics.json").read_text())["test"] for f in (finished, folder))
     assert b["accuracy"] == a["accuracy"]
     assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)  # `finished` trained on cached features
+
+
+def test_processes_that_a_launcher_starts_share_a_folder(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun's
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *SMALL, "data.root=.")
+    assert "add hydra.run.dir=DIR" in capsys.readouterr().err
 
 
 def test_where_a_file_goes_is_known_before_it_is_made(tmp_path, monkeypatch):

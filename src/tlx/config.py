@@ -62,6 +62,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     family_of(config.backbone.name)  # raises for a name that is none
     if config.seed < 0:
         raise UserError(f"seed={config.seed} is negative; give 0 or more.")
+    if config.seed >= 2**63:
+        raise UserError(f"seed={config.seed} is too large; give less than 2 to the power of 63.")
     if (config.data.num_workers or 0) < 0:
         raise UserError(f"data.num_workers={config.data.num_workers} is negative; give 0 or more.")
     return config
@@ -82,6 +84,8 @@ def _stages(
         own["find_lr"] = lr == "find"
         if not isinstance(lr, float):
             scale = _checked(own.pop("lr_scale", 1.0), float, f"{key}.lr_scale")
+            if optimizer.get("lr") == "find":
+                raise UserError(f"optimizer.lr=find: a rate is found for a stage: {key}.lr=find.")
             lr = _checked(optimizer.get("lr"), float, "optimizer.lr") * scale
         if lr <= 0:
             raise UserError(f"{key}: a learning rate of {lr:g}; it must be above 0.")

@@ -206,7 +206,11 @@ def test_plateau_falls_when_the_loss_stands_still():
     [
         ({"name": "cosin"}, "unknown scheduler name 'cosin'. Did you mean cosine"),
         ({"name": "cosine", "warmup": 2, "final": 0}, "scheduler.warmup=2 is outside 0 to 1"),
-        ({"name": "cosine", "final": 0}, "scheduler.warmup=None: cosine needs a number"),
+        (
+            {"name": "cosine", "final": 0},
+            r"needs warmup, .*: 'stage.NAME.scheduler={name: cosine, f",
+        ),
+        ({"name": "plateau", "factor": 1.0, "patience": 1}, "factor=1 would lower no rate"),
     ],
 )
 def test_a_wrong_schedule_is_named(settings, message):

@@ -79,6 +79,12 @@ def prepare(config: Config, folder: Path) -> Job:
             f"{len(manifest.split('val'))} val images are too few for {count} processes; raise "
             "data.val, or use fewer trainer.devices."
         )
+    batches = -(-len(manifest.split("train")) // config.data.batch_size)
+    if config.trainer.accumulate > batches:  # gradients would be divided by it all the same
+        raise UserError(
+            f"trainer.accumulate={config.trainer.accumulate} is more than the {batches} batches of "
+            f"an epoch; give {batches} or less, or a smaller data.batch_size."
+        )
     if config.threshold is not None or config.positive is not None:
         positive_class(config.positive, manifest.classes)  # raises for another, or several classes
     preprocess = preprocessing(config, weights.enum if weights else None)

@@ -145,18 +145,27 @@ def build_scheduler(
             )
 
 
-def check_schedule(settings: Mapping[str, Any]) -> None:
+def check_schedule(settings: Mapping[str, Any], stage: str = "NAME") -> None:
+    """Raise for what is not given, which only a stage's own schedule can lack, or not allowed."""
     name = str(settings.get("name"))
     if name not in SCHEDULES:
         raise unknown("scheduler name", name, SCHEDULES)
     for key in SCHEDULES[name]:
         value = settings.get(key)
+        if value is None:
+            given = "".join(f"{k}: {v}, " for k, v in settings.items())
+            raise UserError(
+                f"the scheduler {name} needs {key}, a number: "
+                f"'stage.{stage}.scheduler={{{given}{key}: …}}'."
+            )
         try:
-            number = float(value)  # type: ignore[arg-type]
+            number = float(value)
         except (TypeError, ValueError):
             raise UserError(f"scheduler.{key}={value!r}: {name} needs a number.") from None
         if not 0 <= number <= (math.inf if key == "patience" else 1):
             raise UserError(f"scheduler.{key}={value} is outside 0 to 1.")
+        if key == "factor" and number == 1:
+            raise UserError("scheduler.factor=1 would lower no rate; give less, such as 0.1.")
 
 
 def _warmup(step: int, fraction: float, steps: int) -> float:

@@ -111,7 +111,7 @@ def check(config: Config) -> None:
     if config.threshold is not None:
         parse_aim(config.threshold)
     for stage in config.stages:
-        check_schedule(stage.scheduler)
+        check_schedule(stage.scheduler, stage.name)
         _check_rates(config, stage)
     _check_input(config)
     classifier = meta_classifier(config, num_classes=2)
