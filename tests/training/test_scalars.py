@@ -120,3 +120,14 @@ def test_speed_counts_the_time_between_batches_as_waiting(monkeypatch):
     batch(2.0, 2.0)
     expected = {"speed/images_per_second": 2.0, "speed/waiting_for_data": 0.5}
     assert speed.read() == pytest.approx(expected)
+    clock.now += 5  # callbacks wait for a GPU
+    ended = clock.now
+    clock.now += 1
+    speed.batch_arrived(ended)
+    clock.now += 2
+    speed.batch_done(16)
+    expected = {"speed/images_per_second": 2.0, "speed/waiting_for_data": 1 / 8}
+    assert speed.read() == pytest.approx(expected)
+    batch(2.0, 2.0)
+    expected = {"speed/images_per_second": 2.0, "speed/waiting_for_data": 0.5}
+    assert speed.read() == pytest.approx(expected)

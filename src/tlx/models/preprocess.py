@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -134,9 +135,7 @@ class Preprocess:
         """RGB (B, 3, H, W) uint8 → float32 on the same device, in torchvision's order of steps."""
         if self.channels == "BGR":
             images = images.flip(-3)
-        options: dict[str, Any] = {"dtype": torch.float32, "device": images.device}
-        mean = torch.tensor(self.mean, **options).view(3, 1, 1)
-        std = torch.tensor(self.std, **options).view(3, 1, 1)
+        mean, std = (_per_channel(tuple(v), images.device) for v in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
 
     def same_input(self, other: "Preprocess") -> bool:
@@ -199,3 +198,10 @@ def _is_triple(values: object) -> bool:
         and len(values) == 3
         and all(type(value) in (int, float) for value in values)
     )
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1) float32, made once: a copy to a GPU waits for all that it has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

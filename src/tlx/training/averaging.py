@@ -63,8 +63,11 @@ class WeightAverage(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:  # each process has seen other images' means and variances
             for tensor in self.average.values():
-                tensor.copy_(trainer.strategy.broadcast(tensor))  # which may come on another GPU
+                torch.distributed.broadcast(tensor, 0)
         self._put_in()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.average, self._live = {}, {}  # a GPU's memory is for the next stage
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._put_back()

@@ -22,6 +22,8 @@ from tlx.training.averaging import WeightAverage
 # Ctrl-C, a scheduler's request to end, and Slurm's warning before it
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+TOGETHER = 10  # steps after which several processes ask each other for signals: GPUs wait for it
+
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +97,8 @@ class Checkpoints(Checkpoint):
             return  # the epoch's end, after val, is next: Lightning resumes from there
         if trainer.fit_loop._should_accumulate():
             return  # gradients are in no checkpoint: the step to which they belong is next
-        interrupted = self._is_interrupted(trainer)
+        asked = trainer.world_size == 1 or trainer.global_step % TOGETHER == 0
+        interrupted = asked and self._is_interrupted(trainer)
         if interrupted or (self.every is not None and trainer.global_step % self.every == 0):
             self.save_last(trainer)
         if interrupted:

@@ -36,6 +36,15 @@ class TowardPretrained(Callback):
         self.pretrained = pretrained
         self.strength = strength
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What learns, to where it learns: once, not in each step."""
+        weights = dict(self.classifier.backbone.named_parameters())
+        self.pretrained = {
+            name: origin.to(weights[name].device)
+            for name, origin in self.pretrained.items()
+            if weights[name].requires_grad
+        }
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, *args: Any
     ) -> None:
@@ -44,4 +53,4 @@ class TowardPretrained(Callback):
             for name, origin in self.pretrained.items():
                 weight = weights[name]
                 if weight.grad is not None:
-                    weight.grad.add_(weight - origin.to(weight.device), alpha=self.strength)
+                    weight.grad.add_(weight - origin, alpha=self.strength)

@@ -1,6 +1,7 @@
 """The LightningModule of one stage."""
 
 import math
+import time
 import zlib
 from functools import cached_property
 from typing import Any
@@ -58,7 +59,11 @@ class StageModule(LightningModule):
         self.channels_last = classifier.backbone.is_convolutional
         self.weights: Tensor | None = None  # of the training images, in the manifest's order
         # a function, not a module: the names in a checkpoint stay the same
-        self._compiled = torch.compile(classifier.forward) if compiled else None
+        self._compiled = None
+        if compiled:
+            torch.compiler.reset()  # else the stages' graphs together are too many for it
+            self._compiled = torch.compile(classifier.forward)
+        self.step_ended = 0.0  # on time.perf_counter's clock, after what callbacks did
         self._train_seen: list[Tensor] = []
         self._val_seen: list[Tensor] = []
 
@@ -101,6 +106,11 @@ class StageModule(LightningModule):
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(number)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.step_ended = time.perf_counter()
 
     def configure_gradient_clipping(
         self,

@@ -77,8 +77,8 @@ class Scalars(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.throughput.begin()
 
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.throughput.batch_arrived()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.throughput.batch_arrived(pl_module.step_ended)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any

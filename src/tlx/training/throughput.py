@@ -16,8 +16,9 @@ class Throughput:
         self.images, self.elapsed, self.waited = 0, 0.0, 0.0
         self.last = time.perf_counter()
 
-    def batch_arrived(self) -> None:
-        self.waited += time.perf_counter() - self.last
+    def batch_arrived(self, since: float = 0.0) -> None:
+        """`since`: when the step before was over with all that waits for a GPU in it."""
+        self.waited += time.perf_counter() - max(self.last, since)
 
     def batch_done(self, images: int) -> None:
         now = time.perf_counter()
