@@ -97,7 +97,7 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     """
     started = time.monotonic()
     config = parse(raw)
-    from tlx.training.devices import check_sweep
+    from tlx.training.devices import abandon, check_sweep, leave_group
     from tlx.training.plan import check
 
     check(config)
@@ -117,11 +117,15 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
 
                 tell(job)
             stages = train_stages(job)
+            leave_group()
         except (Interrupted, KeyboardInterrupt) as stop:
             reason = str(stop) or "Ctrl-C"
             way = f"python -m tlx.train resume={shlex.quote(str(folder))}"
             print(f"Stopped by {reason}. To go on: {way}", file=sys.stderr)
             sys.exit(getattr(stop, "exit_code", 130))
+        except Exception as error:
+            abandon(error)
+            raise
         if job.is_first_process:
             from tlx.evaluation.conclusion import conclude
 

@@ -14,7 +14,7 @@ from tlx.composition import compose
 from tlx.config import parse
 from tlx.errors import UserError
 from tlx.evaluation.results import compute_of
-from tlx.training import devices
+from tlx.training import devices, plan
 from tlx.training import run as run_module
 from tlx.training.job import prepare
 from tlx.training.run import train_stages
@@ -121,7 +121,9 @@ def together(source, images, cuts):  # nobody is ready before the other one has 
 job = prepare(parse(compose(sys.argv[2:])), folder)
 features.Source.forward = together
 results = run.train_stages(job)
-print("wrote", wrote, results[0].cached, "at once", most, flush=True)
+line = f"wrote {wrote} {results[0].cached} at once {most}\\n"
+sys.stdout.write(line)  # in one piece, as the other process writes there too
+sys.stdout.flush()
 meet("ended")  # the first process holds what the other needs to end its fit
 """
 
@@ -145,6 +147,38 @@ def test_processes_share_the_extraction(image_folder, tmp_path):
     assert first > shapes < second
     assert first + second == 2 * shapes + splits.count("train") + splits.count("val")
     assert re.findall(r"at once (\d+)", done.stdout) == ["2", "2"]  # half a batch, as in training
+
+
+FAILING = """
+import os, sys
+from tlx import train
+from tlx.errors import UserError
+from tlx.training.module import StageModule
+
+step = StageModule.training_step
+
+def training_step(self, batch, index):
+    if self.global_rank == 1 and index == 1:
+        raise UserError("a picture of mine is damaged")
+    return step(self, batch, index)
+
+StageModule.training_step = training_step
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_them_all(image_folder, tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    settings = [*SETTINGS, "trainer=ddp", "cache=off", f"data.root={image_folder}",
+                f"hydra.run.dir={tmp_path}/run"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, script, *settings], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("tlx: a picture of mine is damaged") == 1
 
 
 def test_evaluation_takes_no_more_at_once_than_training_does():
@@ -176,6 +210,24 @@ def test_batchnorm_is_synchronised_on_gpus_only():
     spec = parse(compose(["trainer=ddp", "trainer.sync_batchnorm=true"])).trainer
     with pytest.raises(UserError, match="sync_batchnorm=true needs GPUs"):
         devices.check_devices(spec)
+
+
+@pytest.mark.parametrize(("device", "found"), [("cpu", "g[+][+]"), ("cuda", "gcc or clang")])
+def test_compiling_takes_a_compiler(monkeypatch, device, found):
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match=f"compiler, and {found}"):
+        devices._check_compiler(device)
+
+
+@pytest.mark.parametrize("setting", ["trainer.clip=1.0", "trainer.precision=16-mixed"])
+def test_a_gpus_fused_optimizer_goes_without_clipping(monkeypatch, setting):
+    monkeypatch.setattr(plan, "choose_device", lambda _: torch.device("cuda"))
+    config = parse(compose(["+optimizer.fused=true", setting]))
+    with pytest.raises(UserError, match="fused=true goes neither with trainer.clip"):
+        plan._check_fused(config, config.stages[0])
+    plan._check_fused(parse(compose(["+optimizer.fused=true"])), config.stages[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")

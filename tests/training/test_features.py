@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 
 from tlx.composition import compose
 from tlx.config import parse
@@ -294,6 +295,8 @@ def test_a_stages_own_fit_leaves_the_names_of_frozen_features(job):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.01
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(origin.classifier)
+    assert fingerprint(replace(origin), val, (5, 0)) == before
+    TorchSyncBatchNorm().revert(origin.classifier)  # as Lightning does after a fit
     assert fingerprint(replace(origin), val, (5, 0)) == before
 
 

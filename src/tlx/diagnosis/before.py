@@ -49,7 +49,7 @@ def examine(case: Case, *, quick: bool = False) -> Examination:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # a check that loads weights again need not say so again
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             return carry_out(CHEAP if quick else CHEAP + FULL, case)
     finally:
         logging.disable(before)

@@ -8,9 +8,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -31,8 +33,8 @@ def check_devices(spec: TrainerSpec) -> None:
         raise UserError("trainer.accelerator=gpu: this machine has no GPU; use trainer=cpu.")
     if spec.sync_batchnorm and choose_device(spec.accelerator).type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: PyTorch has it for CUDA only.")
-    if spec.compile and choose_device(spec.accelerator).type == "cpu":
-        _check_compiler()
+    if spec.compile:
+        _check_compiler(choose_device(spec.accelerator).type)
     if spec.precision == "16-mixed" and choose_device(spec.accelerator).type == "cpu":
         raise UserError(
             "trainer.precision=16-mixed is for GPUs; on the processor use auto, bf16-mixed or 32."
@@ -49,13 +51,17 @@ def check_devices(spec: TrainerSpec) -> None:
         )
 
 
-def _check_compiler() -> None:
-    """On the processor torch.compile writes C++."""
-    wanted = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+def _check_compiler(device: str) -> None:
+    """On the processor torch.compile writes C++; Triton, on a GPU, writes C."""
+    languages = {"cpu": ("C++", "CXX", "g++", "clang++"), "cuda": ("C", "CC", "gcc", "clang")}
+    if device not in languages:
+        return
+    language, variable, *usual = languages[device]
+    wanted = [os.environ[variable]] if variable in os.environ else usual
     if not any(shutil.which(name) for name in wanted):
         raise UserError(
-            f"trainer.compile=true needs a C++ compiler, and {' or '.join(wanted)} is not there; "
-            "install g++, or leave trainer.compile=false."
+            f"trainer.compile=true needs a {language} compiler, and {' or '.join(wanted)} is not "
+            f"there; install {usual[0]}, or leave trainer.compile=false."
         )
 
 
@@ -142,6 +148,24 @@ def start_processes(spec: TrainerSpec, folder: Path) -> None:
         launcher = build_trainer(spec, "32", folder).strategy.launcher
         if launcher is not None:
             launcher.launch(lambda: None)
+
+
+def leave_group() -> None:
+    """After training: the others are not to wait for what the first process does alone."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def abandon(error: BaseException) -> None:
+    """End this process now where it trains with others: they wait for it in a collective, and
+    NCCL's own way out, which Lightning takes at the exit, would wait for them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    said = isinstance(error, UserError)
+    print(f"tlx: {error}" if said else "".join(format_exception(error)), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if said else 1)
 
 
 def build_trainer(spec: TrainerSpec, precision: str, folder: Path, **settings: Any) -> Trainer:

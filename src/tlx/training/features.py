@@ -52,6 +52,7 @@ class Source:
     device: torch.device
     bf16: bool
     batch_size: int
+    num_workers: int | None = None  # that read images; None: by the machine
     _described: dict[nn.Module, tuple[str, str]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -247,7 +248,8 @@ def fingerprint(source: Source, pictures: Pictures, cut: Place) -> str:
 
 def _printed(module: nn.Module) -> str:
     """Without what a stage's fit changes and frozen values do not depend on."""
-    text = repr(module).replace("SyncBatchNorm", "BatchNorm2d")
+    # _BatchNormXd: what Lightning makes of SyncBatchNorm after a stage
+    text = re.sub(r"SyncBatchNorm|_BatchNormXd", "BatchNorm2d", repr(module))
     return re.sub(r", momentum=[^,)]+", "", text)
 
 
@@ -274,7 +276,7 @@ def _compute(
                 yield [(index, pictures.view or 0) for index in range(start, stop)]
 
     with torch.inference_mode():
-        for images, _, _ in _loader(pictures.dataset, batches()):
+        for images, _, _ in _loader(pictures.dataset, batches(), source.num_workers):
             part, is_last = asked.popleft()
             found = source.forward(images, [cuts[entry] for entry in part.entries])
             for entry in part.entries:
@@ -284,11 +286,13 @@ def _compute(
                 part.finish()
 
 
-def _loader(dataset: ImageDataset, batches: Iterator[list[tuple[int, int]]]) -> DataLoader[Item]:
+def _loader(
+    dataset: ImageDataset, batches: Iterator[list[tuple[int, int]]], workers: int | None
+) -> DataLoader[Item]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=auto_workers(),
+        num_workers=auto_workers() if workers is None else workers,
         collate_fn=as_it_is,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else it would move the global one

@@ -14,7 +14,7 @@ from tlx.data.augment import Augment
 from tlx.data.datamodule import ImageData, share_of_batch
 from tlx.data.datasets import Features
 from tlx.data.decoded import DecodeCache
-from tlx.data.loaders import prediction_dataset
+from tlx.data.loaders import auto_workers, prediction_dataset
 from tlx.data.targets import TargetPolicy
 from tlx.data.tta import tta_augment
 from tlx.errors import UserError
@@ -131,12 +131,16 @@ def evaluation_pictures(job: Job, split: str) -> list[Pictures]:
 
 
 def _source(job: Job) -> Source:
+    spec, workers = job.config.trainer, job.config.data.num_workers
+    if workers is None:
+        workers = auto_workers(process_count(spec) // spec.num_nodes)
     return Source(
         job.model.classifier,
         job.model.preprocess,
         device=_own_device(job),
         bf16=job.precision == "bf16-mixed",
-        batch_size=share_of_batch(job.config.data.batch_size, process_count(job.config.trainer)),
+        batch_size=share_of_batch(job.config.data.batch_size, process_count(spec)),
+        num_workers=workers,
     )
 
 

@@ -22,7 +22,7 @@ from tlx.models.outputs import num_outputs
 from tlx.models.preprocess import Preprocess
 from tlx.models.weights import weights_member
 from tlx.specs import Config, StageSpec
-from tlx.training.devices import check_devices, process_count
+from tlx.training.devices import check_devices, choose_device, process_count
 from tlx.training.optim import check_optimizer, check_schedule
 from tlx.training.unfreezing import apply_stage, check_refreezing, has_batchnorm, plain_stages
 
@@ -112,6 +112,7 @@ def check(config: Config) -> None:
         parse_aim(config.threshold)
     for stage in config.stages:
         check_schedule(stage.scheduler, stage.name)
+        _check_fused(config, stage)
         _check_rates(config, stage)
     _check_input(config)
     classifier = meta_classifier(config, num_classes=2)
@@ -150,6 +151,18 @@ def _check_input(config: Config) -> None:
             "preprocess.allow_mismatch=true."
         )
     log.warning("MISMATCH: %s Allowed by preprocess.allow_mismatch=true.", mismatch)
+
+
+def _check_fused(config: Config, stage: StageSpec) -> None:
+    """Lightning cannot clip, nor we see gradients unscaled, where a GPU's optimizer is fused."""
+    on_gpu = choose_device(config.trainer.accelerator).type != "cpu"
+    if not (on_gpu and stage.optimizer.settings.get("fused")):
+        return
+    if config.trainer.clip is not None or config.trainer.precision == "16-mixed":
+        raise UserError(
+            f"stage {stage.name}: an optimizer with fused=true goes neither with trainer.clip nor "
+            "with trainer.precision=16-mixed on a GPU; leave fused out."
+        )
 
 
 def _check_rates(config: Config, stage: StageSpec) -> None:
