@@ -184,7 +184,7 @@ def test_folders_that_may_be_splits_are_named(
 
 def test_two_folders_that_mean_val(split_folder: Path) -> None:
     shutil.copytree(split_folder / "Valid", split_folder / "val")
-    with pytest.raises(UserError, match="has Valid and val, which both mean val: keep one"):
+    with pytest.raises(UserError, match="has Valid and val, which both mean val: put them"):
         scan_folder(split_folder)
 
 

@@ -2,7 +2,10 @@ import hashlib
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +184,40 @@ def test_what_fails_for_want_of_memory_is_read_again(old_folder, monkeypatch) ->
         found = scan(root, paths)
         assert all("memory" in found[path].reason for path in paths)
     assert all(isinstance(result, Scanned) for result in scan(root, paths).values())
+
+
+CTRL_C = """
+import signal, sys, time
+from pathlib import Path
+from tlx.data import parallel, scan
+from tlx.data.images import Decoding
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests may ignore it
+parallel.cores = lambda: 2
+parallel.FEW = 2
+examine = scan.examine
+def slow(*arguments):
+    time.sleep(0.3)
+    return examine(*arguments)
+scan.examine = slow
+root = Path(sys.argv[1])
+print("scanning", flush=True)
+scan.scan(root, [str(path.relative_to(root)) for path in root.rglob("*.png")] * 20)
+"""
+
+
+def test_ctrl_c_twice_ends_a_scan(old_folder) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C, str(old_folder[0])], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    for wait in (1.5, 0.3):
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=20)
+    assert process.returncode != 0
 
 
 def test_a_process_that_is_killed_ends_the_scan(old_folder, monkeypatch) -> None:

@@ -41,7 +41,7 @@ def scan_folder(root: Path) -> list[Record]:
     """
     others: Counter[str] = Counter()
     folders = {entry.name: Path(entry) for entry in visible(root) if os.path.isdir(entry)}
-    roles = {name: split for name in folders if (split := _split_named(name)) is not None}
+    roles = {name: split for name in folders if (split := split_named(name)) is not None}
     if len(roles) >= 2 and "train" in roles.values():
         records = _scan_splits(root, folders, roles, others)
     elif roles and len(roles) == len(folders):
@@ -64,7 +64,7 @@ def scan_folder(root: Path) -> list[Record]:
     return records
 
 
-def _split_named(name: str) -> str | None:
+def split_named(name: str) -> str | None:
     bare = re.sub(r"[\W_]", "", name.lower())
     return SPLIT_NAMES.get(re.sub(r"(set|data)?(\d{4})?$", "", bare, count=1))
 
@@ -90,7 +90,9 @@ def _scan_splits(
     for split, count in Counter(roles.values()).items():
         if count > 1:
             names = " and ".join(sorted(name for name in roles if roles[name] == split))
-            raise UserError(f"{root} has {names}, which both mean {split}: keep one.")
+            raise UserError(
+                f"{root} has {names}, which both mean {split}: put them together, or keep one."
+            )
     if extra := sorted(set(folders) - set(roles)):
         log.warning("ignored beside train and its like: %s", ", ".join(extra))
     records = []

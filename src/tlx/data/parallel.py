@@ -47,6 +47,10 @@ def shared_out(pieces: int) -> Iterator[Callable[..., Iterable[Any]]]:
             "a process that read images was killed, perhaps for want of memory; what was read is "
             "kept: start again."
         ) from None
+    except BaseException:  # Ctrl-C: what they are at is not waited for
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

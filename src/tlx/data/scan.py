@@ -67,13 +67,16 @@ def scan(root: Path, paths: Sequence[str], decode: Decoding | None = None) -> di
         with shared_out(len(new)) as map_over_cores:
             read = map_over_cores(partial(_read, root, decode), (path for path, _ in new))
             rows = []
-            for (path, at), (result, lasts) in zip(new, read, strict=True):
-                results[path] = result
-                if lasts:
-                    rows.append((path, at, _to_row(result)))
-                if len(rows) == BATCH or path == new[-1][0]:
-                    cache.keep(rows)
-                    rows = []
+            try:
+                for (path, at), (result, lasts) in zip(new, read, strict=True):
+                    results[path] = result
+                    if lasts:
+                        rows.append((path, at, _to_row(result)))
+                    if len(rows) == BATCH:
+                        cache.keep(rows)
+                        rows = []
+            finally:
+                cache.keep(rows)
     return results  # type: ignore[return-value]
 
 

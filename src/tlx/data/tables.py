@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tlx.data.folders import SPLIT_NAMES
+from tlx.data.folders import SPLIT_NAMES, split_named
 from tlx.data.manifest import SLACK, Record
 from tlx.errors import UserError, unknown
 
@@ -127,16 +127,17 @@ def find_below(root: Path, text: str, where: str) -> str | None:
 
 def _record(path: str, row: Mapping[str, str], where: str) -> Record:
     label = unicodedata.normalize("NFC", row["label"])
-    split = row.get("split", "")
-    if split and split.lower() not in SPLIT_NAMES:
-        raise UserError(f"{where}: {unknown('split', split, SPLIT_NAMES)}")
-    if not label and SPLIT_NAMES.get(split.lower()) != "test":
+    given = row.get("split", "")
+    split = split_named(given) if given else ""
+    if split is None:
+        raise UserError(f"{where}: {unknown('split', given, SPLIT_NAMES)}")
+    if not label and split != "test":
         raise UserError(f"{where}: {row['path']} has no label; only a test image may lack one.")
     return Record(
         path,
         label,
         stratum=label,
-        split=SPLIT_NAMES[split.lower()] if split else "",
+        split=split,
         group=row.get("group", ""),
         weight=_weight(row.get("weight", ""), where),
         soft=_soft(row.get("soft", ""), where),
