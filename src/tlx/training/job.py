@@ -80,6 +80,7 @@ def prepare(config: Config, folder: Path) -> Job:
             "data.val, or use fewer trainer.devices."
         )
     batches = -(-len(manifest.split("train")) // config.data.batch_size)
+    batches = min(batches, config.trainer.limit_train or batches)
     if config.trainer.accumulate > batches:  # gradients would be divided by it all the same
         raise UserError(
             f"trainer.accumulate={config.trainer.accumulate} is more than the {batches} batches of "

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
 WIDTH = 3.0  # steps, the standard deviation of the smoothing
+NEARLY = 0.05  # of the fall
 ENOUGH = 0.05  # the least fall of the smoothed loss, as a fraction of it, that says something
 
 
@@ -141,18 +142,21 @@ def choose(tried: Sweep) -> Choice:
     if len(tried.losses) < 10:
         return Choice(None, f"the loss diverged within {len(tried.losses)} steps of the sweep")
     loss = smooth(tried.compared)
-    lowest = int(loss.argmin())
-    if loss[lowest] > (1 - ENOUGH) * loss[0]:
+    fall = loss[0] - loss.min()
+    if fall < ENOUGH * loss[0]:
         return Choice(None, "the loss fell at no rate of the sweep, the default is taken")
-    if lowest == len(loss) - 1:
+    # the first that is as low as any: where the loss is near 0, batches differ again
+    lowest = int((loss <= loss.min() + NEARLY * fall).nonzero()[0])
+    if lowest >= len(loss) - WIDTH:
         return Choice(
             None, "the loss still fell at the last rate of the sweep, the default is taken"
         )
     (slopes,) = torch.gradient(loss[: lowest + 1])
     steep, low = tried.rates[int(slopes.argmin())], tried.rates[lowest]
+    raw = smooth(torch.tensor(tried.losses, dtype=torch.float64))
     return Choice(
         math.sqrt(steep * low),
-        f"the loss falls fastest at {steep:.1e}, and from {loss[0]:.3g} to {loss[lowest]:.3g} at "
+        f"the loss falls fastest at {steep:.1e}, and from {raw[0]:.3g} to {raw[lowest]:.3g} at "
         f"{low:.1e}",
     )
 
@@ -174,7 +178,7 @@ def plot(tried: Sweep, rate: float, title: str) -> str:
         return 60 + 520 * math.log(value / LOWEST) / math.log(HIGHEST / LOWEST)
 
     def y(value: float) -> float:
-        return 300 - 260 * min(value, top) / top
+        return 300 - 260 * min(max(value, 0.0), top) / top
 
     rates = tried.rates or (LOWEST,)
     points = zip(rates, losses.tolist(), line.tolist(), strict=True)
