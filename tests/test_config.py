@@ -88,6 +88,11 @@ def test_zero_is_a_value():
         (["seed=-1"], "seed=-1 is negative"),
         (["seed=20000000000000000000"], "is too large"),
         (["optimizer.lr=find"], "a rate is found for a stage: stage.head.lr=find"),
+        (["stage.head.optimizer.lr=0.1"], "write stage.head.lr=… instead"),
+        (
+            ["stage.hed.scheduler.name=constant"],
+            "unknown key 'stage.hed.scheduler'. Did you mean s",
+        ),
         (["stage.head.scheduler.name=constant"], r"'stage.head.scheduler=\{name: …\}'"),
         (["optimizer.lr=0"], "stage.*learning rate of 0; it must be above 0"),
         (["stage.head.optimizer={_target_: torch.optim.SGD, lr: 1}"], "write stage.head.lr=1"),
@@ -138,13 +143,15 @@ def test_a_regular_expression_and_a_mapping_need_no_second_quotes():
     "path",
     [
         "/photos (1)", "/home/jörg/Fotos", "/it's #1 & [more]", "C:/a~1", "/plain/x-1.zip",
+        "/a=b", "lr=0.1/x",
         "2024_01", "1e5", "2024.10", "-7", "true", "#1 two", "[2024] a", "two: new", "@two",
     ],
 )  # fmt: skip
 def test_a_path_is_taken_as_it_is(path):
     assert config("data=folder", f"data.root={path}").data.root == path
-    moved = override(compose(["data=folder", "data.root=here"]), {"data.root": path})
-    assert moved["data"]["root"] == path
+    for given in (path, f'"{path}"'):
+        moved = override(compose(["data=folder", "data.root=here"]), {"data.root": given})
+        assert moved["data"]["root"] == path
 
 
 @pytest.mark.parametrize(("at", "many"), [(0, 1), (1, 1), (3, 1), (1, 10)])
@@ -160,6 +167,25 @@ def test_a_sweep_is_one_wherever_its_flag_stands(monkeypatch, tmp_path, at, many
     run_hydra(lambda raw, folder, is_trial: found.append((folder.name, is_trial)))
     names = ["0_optimizer.lr=0.25", "1_optimizer.lr=0.5"] if many == 1 else ["0", "1"]
     assert found == [(name, True) for name in names]
+
+
+def test_trials_stay_in_the_sweeps_folder(monkeypatch, tmp_path):
+    given = ["data=folder", "data.root=../../../a,../../../b", f"hydra.sweep.dir={tmp_path}/sweep",
+             "-m"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["tlx.train", *given])
+    found = []
+    run_hydra(lambda raw, folder, is_trial: found.append(folder))
+    assert found == [tmp_path / "sweep/0", tmp_path / "sweep/1"]
+
+
+def test_what_trials_share_is_not_in_their_names(monkeypatch, tmp_path):
+    shared = ["data=folder", "data.root=/my photos (1)", r"data.group=.*/(\d+),_",
+              "data.class_weights={a: 1, b: 2}", "augment.zoom_range=[0.5,1]"]  # fmt: skip
+    given = ["-m", *shared, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    monkeypatch.setattr(sys, "argv", ["tlx.train", *given])
+    found = []
+    run_hydra(lambda raw, folder, is_trial: found.append(folder.name))
+    assert found == ["0_seed=0", "1_seed=1"]
 
 
 def test_a_run_keeps_what_only_hydra_can_resolve(monkeypatch, tmp_path):

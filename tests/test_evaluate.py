@@ -99,7 +99,8 @@ def test_a_damaged_model_is_named(run, trained, tmp_path, capsys, name):
     ):
         with pytest.raises(SystemExit):
             command.main(arguments)
-        assert f"{file} is damaged" in capsys.readouterr().err
+        assert f"{run}/model" in (error := capsys.readouterr().err)
+        assert "is damaged" in error
     report.main([f"run={run}", "gradcam=false"])  # of what is there
     file.unlink()
     with pytest.raises(SystemExit):

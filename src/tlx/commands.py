@@ -79,7 +79,7 @@ def own_arguments(arguments: Sequence[str], own: Mapping[str, str | None]) -> di
 def file_to_write(value: str) -> Path:
     """Of output=FILE. Raises UserError where no file can be, before anything slow has run."""
     path = Path(value).resolve()  # what a link leads to
-    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
+    if (Path(value).exists() and not Path(value).is_file()) or not path.parent.is_dir():
         raise UserError(f"output={value} cannot be written: give a file in a folder that exists.")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"output={value} cannot be written: {path.parent} is read-only.")

@@ -21,7 +21,7 @@ PATHS = (
     "hydra.sweep.dir",
 )  # fmt: skip
 
-LONGEST_NAME = 200  # of a trial's folder, in characters; file systems take 255 bytes
+LONGEST_NAME = 200  # bytes, of a trial's folder; file systems take 255
 
 
 def conf_dir() -> Path:
@@ -86,6 +86,12 @@ def _keep_resolved(raw: dict[str, Any], folder: Path) -> None:
             OmegaConf.save(OmegaConf.create(raw), temporary)
 
 
+def as_typed(path: str) -> str:
+    """Without the quotes that Hydra takes off, and the ~ that the shell leaves."""
+    is_quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
+    return os.path.expanduser(path[1:-1] if is_quoted else path)
+
+
 def _quoted(argument: str) -> str:
     """Regular expressions, and paths with characters that Hydra reads otherwise, as they are."""
     key, _, value = argument.partition("=")
@@ -94,7 +100,7 @@ def _quoted(argument: str) -> str:
     if key in PATHS:  # the shell leaves the ~ of KEY=~/… alone
         value = os.path.expanduser(value)
         argument = f"{key}={value}"
-    is_odd = re.search(r"[^\w /\\.+:@%*?|=$-]", value, re.ASCII)
+    is_odd = re.search(r"[^\w /\\.+:@%*?|$-]", value, re.ASCII)
     is_odd = is_odd or re.fullmatch(r"[-+.\d_]*(e[-+\d_]+|inf|nan)?|true|false", value, re.I)
     is_path = key in PATHS and is_odd and not re.search(r",|\$\{", value)  # no sweep, no reference
     if not (key == "data.group" or is_path):
@@ -106,22 +112,30 @@ def _quoted(argument: str) -> str:
 def _name_trials_by_what_differs() -> None:
     """Of a sweep's settings, those that all trials share stay out of the folders' names.
 
-    Where too much differs for a name, the folders are numbered alone. Flags go first: argparse,
-    which Hydra uses, takes none between settings.
+    Where too much differs for a name, or paths do, the folders are numbered alone. Flags go first:
+    argparse, which Hydra uses, takes none between settings.
     """
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     others = [argument for argument in sys.argv[1:] if argument not in flags]
     sys.argv[1:] = [*flags, *others]
     if flags:
         pairs = [a.lstrip("+").partition("=") for a in others if "=" in a]
-        swept = [(key, value) for key, _, value in pairs if re.search(r"[,(]", value)]
+        swept = [(key, value) for key, _, value in pairs if _is_swept(value)]
         shared = sorted({key for key, _, _ in pairs} - {key for key, _ in swept})
         name = "hydra.job.config.override_dirname.exclude_keys"
         sys.argv.append(f"{name}=[{','.join(shared)}]")
-        longest = [max(map(len, value.split(","))) for _, value in swept]
-        length = sum(len(key) + 2 for key, _ in swept) + sum(longest)
-        if length > LONGEST_NAME and not any(a.startswith("hydra.sweep.subdir=") for a in others):
+        length = sum(len(key) + 2 for key, _ in swept)
+        length += sum(max(len(v.encode()) for v in value.split(",")) for _, value in swept)
+        is_path = any(re.search(r"[/\\]", value) for _, value in swept)
+        is_given = any(argument.startswith("hydra.sweep.subdir=") for argument in others)
+        if (length > LONGEST_NAME or is_path) and not is_given:
             sys.argv.append("hydra.sweep.subdir=${hydra.job.num}")
+
+
+def _is_swept(value: str) -> bool:
+    """Whether it names several values: a comma outside quotes and brackets, or choice(…)."""
+    bare = re.sub(r"'(\\'|[^'])*'|\"[^\"]*\"|\{[^{}]*\}|\[[^\[\]]*\]", "", value)
+    return bool(re.search(r"[,(]", bare))
 
 
 def _plain(node: Any) -> dict[str, Any]:
@@ -164,24 +178,31 @@ class _readable_errors:  # noqa: N801
 def _explain(error: BaseException) -> UserError:
     text = str(error)
     if found := re.search(r"Could not override '([\w.@/-]+)'", text):
-        key, near = found[1], _nearby_keys(found[1])
-        if key in near:  # as in stage=head stage.top.epochs=3
-            group = key.split(".")[0]
-            return UserError(
-                f"{key} is not a key of this {group}; leave it out, or choose another."
-            )
-        if not near:  # of a stage's own optimizer or scheduler, which is null
-            parent, _, name = key.rpartition(".")
-            return UserError(
-                f"{key}: {parent} has no settings that could be changed; give all of its own: "
-                f"'{parent}={{{name}: …}}'."
-            )
-        return unknown("key", key, near)
+        return _no_such_key(found[1])
     if found := re.search(r"Could not find '([\w]+)/([\w.-]+)'", text):
         group, name = found[1], found[2]
         names = {p.stem for p in (conf_dir() / group).glob("*.yaml")}
         return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
     return UserError(text.split("\nfull_key", maxsplit=1)[0].strip())
+
+
+def _no_such_key(key: str) -> UserError:
+    near = _nearby_keys(key)
+    if key in near:  # as in stage=head stage.top.epochs=3
+        group = key.split(".", maxsplit=1)[0]
+        return UserError(f"{key} is not a key of this {group}; leave it out, or choose another.")
+    parent, _, name = key.rpartition(".")
+    if near:
+        return unknown("key", key, near)
+    if parent not in _nearby_keys(parent):
+        return unknown("key", parent, _nearby_keys(parent))
+    if name == "lr":
+        return UserError(f"{key}: write {parent.removesuffix('optimizer')}lr=… instead.")
+    # a stage's own optimizer or scheduler, which is null
+    return UserError(
+        f"{key}: {parent} has no settings that could be changed; give all of its own: "
+        f"'{parent}={{{name}: …}}'."
+    )
 
 
 def _nearby_keys(key: str) -> list[str]:
@@ -244,5 +265,5 @@ def override(raw: dict[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
     result = _plain(OmegaConf.merge(OmegaConf.create(raw), OmegaConf.from_dotlist(read)))
     for key in pairs.keys() & set(PATHS):
         group, name = key.split(".")
-        result[group][name] = None if pairs[key] == "null" else pairs[key]
+        result[group][name] = None if pairs[key] == "null" else as_typed(pairs[key])
     return result

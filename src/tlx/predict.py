@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     if own["calibrated"] not in ("true", "false"):
         raise UserError(f"calibrated={own['calibrated']} is not valid; it takes true | false.")
     for name in ("batch_size", "tta"):
-        if own[name] and not (own[name].isdigit() and int(own[name])):
+        if own[name] and not (own[name].isdecimal() and int(own[name])):
             raise UserError(f"{name}={own[name]}: give a whole number above 0.")
     if own["on_error"] not in ("error", "skip"):
         raise UserError(f"on_error={own['on_error']} is not valid; it takes error | skip.")

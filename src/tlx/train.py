@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx.commands import command
-from tlx.composition import help_text, is_trial, resumed, run_hydra
+from tlx.composition import as_typed, help_text, is_trial, resumed, run_hydra
 from tlx.config import parse
 from tlx.errors import UserError
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
-            _check_unused(Path(argument.partition("=")[2]))
+            _check_unused(Path(as_typed(argument.partition("=")[2])))
     _check_shared(arguments)
     run_hydra(_begin)
 

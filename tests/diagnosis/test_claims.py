@@ -47,10 +47,10 @@ def test_ten_test_images_say_next_to_nothing():
 @pytest.mark.parametrize(
     ("split", "settings", "advice"),
     [
-        ("test", {}, "collect more test images, or data.test=0.3 where tlx draws the split, or "
-         "data.folds=5, with which val has every image once"),
-        ("test", {"test": 0.4}, "collect more test images, or data.folds=5, with which val has "
-         "every image once"),
+        ("test", {}, "collect more test images, or data.test=0.3 where tlx draws the split"),
+        ("val", {"val": 0.3}, "collect more val images, or -m data.folds=5 data.fold=0,1,2,3,4, "
+         "with which val has every image once"),
+        ("test", {"test": 0.4}, "collect more test images"),
         ("val", {"folds": 4, "test": 0.0}, "collect more val images"),
     ],
 )  # fmt: skip

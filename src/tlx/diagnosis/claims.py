@@ -74,6 +74,6 @@ def _more(split: str, data: DataSpec) -> str:
     ways = [f"collect more {split} images"]
     if (data.test if split == "test" else data.val) < SHARE and data.folds is None:
         ways.append(f"data.{split}={SHARE} where tlx draws the split")
-    if data.folds is None:
-        ways.append("data.folds=5, with which val has every image once")
+    if split == "val" and data.folds is None:
+        ways.append("-m data.folds=5 data.fold=0,1,2,3,4, with which val has every image once")
     return ", or ".join(ways)

@@ -152,7 +152,10 @@ def _features(path: Path, rows: int, kept: list[int]) -> NDArray[np.float32] | N
 
 
 def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else default
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else default
+    except ValueError:
+        return default
 
 
 def overrides_of(folder: Path) -> list[str]:

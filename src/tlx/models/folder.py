@@ -1,6 +1,7 @@
 """The `model/` folder: a trained classifier and all it takes to predict, nothing pickled."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,14 @@ def save_weights(path: Path, classifier: Classifier) -> None:
 
 
 def load_weights(path: Path, classifier: Classifier) -> None:
-    classifier.load_state_dict(_read_weights(path))
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Of a stage that is done."""
     try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise _incomplete(path, error) from None
+        classifier.load_state_dict(load_file(path))
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is damaged or missing ({error}); restore it, or remove done.json beside it to "
+            "train the stage again."
+        ) from None
 
 
 def _incomplete(path: Path, error: Exception) -> UserError:
@@ -115,11 +116,14 @@ def save_model(folder: Path, model: SavedModel, architecture: Architecture) -> N
 def load_model(folder: Path) -> SavedModel:
     """The classifier in evaluation mode, on the CPU."""
     description = _read_description(folder / "model.json")
-    settings = description["architecture"]
-    settings["hidden"] = tuple(settings["hidden"])
-    with torch.device("meta"):
-        classifier = build_classifier(Architecture(**settings))
-    classifier.load_state_dict(_read_weights(folder / "model.safetensors"), assign=True)
+    try:
+        settings = description["architecture"]
+        settings["hidden"] = tuple(settings["hidden"])
+        with torch.device("meta"):
+            classifier = build_classifier(Architecture(**settings))
+        classifier.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+    except (FileNotFoundError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        raise _incomplete(folder, error) from None
     classifier.requires_grad_(False).eval()
     if classifier.backbone.is_convolutional:
         classifier.to(memory_format=torch.channels_last)  # as in training, to the same last bit
@@ -142,6 +146,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise _incomplete(path, error) from None
     except FileNotFoundError:
         raise UserError(_way_to_a_model(path.parent)) from None
+    if not isinstance(description, dict):
+        raise _incomplete(path, TypeError("no JSON object"))
     if description.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {description.get('format')!r}; this tlx reads format {FORMAT}."
@@ -151,10 +157,12 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _way_to_a_model(folder: Path) -> str:
     run = folder.parent if folder.name == "model" else folder
+    if (run / "metrics.json").is_file():
+        return f"{folder} has no model.json, though the run is finished: copy the folder again."
     if (run / ".hydra").is_dir():
         return (
             f"no trained model in {run} (model.json is missing): did the run reach its end? "
-            f"python -m tlx.train resume={run} continues it."
+            f"python -m tlx.train resume={shlex.quote(str(run))} continues it."
         )
     if not folder.is_dir():
         return f"no such folder: {folder}."

@@ -146,8 +146,8 @@ def _figures(
 
 def _positive(run: FinishedRun) -> int:
     """Of two classes, the one that curves are drawn for."""
-    name = str(run.raw.get("positive"))  # in YAML it may be a number
-    return run.classes.index(name) if name in run.classes else 1
+    name = run.raw.get("positive")  # in YAML it may be a number
+    return run.classes.index(str(name)) if name is not None and str(name) in run.classes else 1
 
 
 def _curves(judged: Judged, classes: Sequence[str], positive: int) -> list[ShownFigure]:
