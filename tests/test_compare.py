@@ -88,6 +88,14 @@ def test_mistakes_are_named(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_unfinished_runs_are_left_out(tmp_path, capsys):
+    runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate(("a", "b", "c"))]
+    (runs[1] / "metrics.json").unlink()
+    compare.main([*map(str, runs), f"output={tmp_path}/out"])
+    assert f"Left out: {runs[1]} is not finished." in capsys.readouterr().out
+    assert [row["run"] for row in read_csv(tmp_path / "out/runs.csv")] == ["a", "c"]
+
+
 def test_images_without_labels_have_no_results(tmp_path, capsys):
     runs = [make_run(tmp_path / "run"), make_run(tmp_path / "other")]
     (runs[1] / "metrics.json").write_text('{"test": {"n": 0}}')

@@ -37,9 +37,13 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"output={own['output']} is a file; give a folder.")
     if own["split"] not in ("val", "test"):
         raise unknown("split", own["split"], ("val", "test"))
-    found = {
+    found = {  # a run has one name, however often it is given
         place.resolve(): place for folder in folders for place in _trials(Path(folder))
-    }  # a run has one name, however often it is given
+    }
+    unfinished = [path for path in found if not (path / "metrics.json").is_file()]
+    if len(found) - len(unfinished) >= 2:
+        for path in unfinished:
+            print(f"Left out: {found.pop(path)} is not finished.")
     if len(found) < 2:
         raise UserError("give two runs or more: python -m tlx.compare RUN RUN.")
     from tlx.evaluation.comparison import compare_pairs, groups

@@ -23,6 +23,8 @@ tlx predict: the predicted class and the probability of every class, for images.
   tta=N             average over so many views (default: as many as the run's metrics)
 """
 
+FEW = 10  # images, each of which is told on the screen
+
 
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
@@ -72,8 +74,14 @@ def main(arguments: Sequence[str]) -> None:
             decision = replace(decision, threshold=threshold)
     predictions = Predictions(paths, None, probabilities, model.classes, decision)
     predictions.write(output)
+    if len(files) <= FEW:
+        for path, name, row in zip(paths, predictions.predicted, probabilities, strict=True):
+            print(f"{path}: {name} ({row[model.classes.index(name)]:.3f})")
     counts = Counter(predictions.predicted)
-    print(f"{len(files)} images: " + ", ".join(f"{n} {name}" for name, n in counts.most_common()))
+    print(
+        f"{len(files)} image{'s' * (len(files) != 1)}: "
+        + ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    )
     print(f"Written to {own['output']}")
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import warnings
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -95,21 +96,29 @@ def test_smoothing_is_the_exponential_average_with_a_factor_of_08():
     assert values.tolist() == [1, 0, 2, 1]
 
 
-def history() -> History:
-    ends, values = np.array([10, 20, 25]), np.array([3.0, 2.0, 1.0])
+def history(values: Sequence[float] = (3.0, 2.0, 1.0)) -> History:
+    ends, values = np.array([10, 20, 25, *range(35, 600, 10)])[: len(values)], np.array(values)
     series = {f"{split}/{m}": (ends, values) for split in ("train", "val") for m in ("loss",)}
     series["lr/head"] = (np.array([5, 10, 25]), np.array([1e-3, 1e-4, 0.0]))
     return History(series, (("head", 0), ("top", 20)))
 
 
-def test_learning_curves_are_raw_and_smoothed_with_the_stages_marked():
+def test_learning_curves_are_what_was_measured_with_the_stages_marked():
     axes = learning_curves(history(), "loss").axes[0]
-    raw, smoothed = axes.lines[:2]
-    assert raw.get_xdata().tolist() == [1, 2, 3]
-    assert raw.get_ydata().tolist() == [3, 2, 1]
-    np.testing.assert_allclose(smoothed.get_ydata(), [3, 2.8, 2.44])
+    train, val, mark = axes.lines
+    assert train.get_xdata().tolist() == val.get_xdata().tolist() == [1, 2, 3]
+    assert train.get_ydata().tolist() == [3, 2, 1]
     assert [text.get_text() for text in axes.texts] == ["head", "top"]
-    assert list(axes.lines[4].get_xdata()) == [2, 2]  # step 20 is the end of epoch 2
+    assert list(mark.get_xdata()) == [2, 2]  # step 20 is the end of epoch 2
+
+
+def test_long_curves_are_smoothed_within_each_stage():
+    values = [5.0, 4.0, *np.linspace(3, 1, 30)]
+    axes = learning_curves(history(values), "loss").axes[0]
+    raw, smoothed = axes.lines[:2]
+    assert raw.get_ydata().tolist() == values
+    np.testing.assert_allclose(smoothed.get_ydata()[:2], [5, 4.8])
+    np.testing.assert_allclose(smoothed.get_ydata()[2:], smooth(np.array(values[2:])))
 
 
 def test_learning_rates_are_on_the_axis_of_epochs_and_a_logarithmic_one():

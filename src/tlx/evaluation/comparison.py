@@ -74,7 +74,10 @@ def compare_pair(first: Run, second: Run) -> Pair:
     ours, theirs = ([image for image, _ in run.right] for run in (first, second))
     if ours != theirs:
         only = len(set(ours) - set(theirs)), len(set(theirs) - set(ours))
-        problem = f"their images differ: {only[0]} only in the first, {only[1]} only in the second"
+        problem = (
+            f"their images differ: {only[0]} only in the first, {only[1]} only in the second "
+            "(runs of several seeds have the same with data.split_seed=0)"
+        )
         return Pair(first.name, second.name, problem=problem)
     outcomes = list(zip(first.right, second.right, strict=True))
     first_only = sum(a and not b for (_, a), (_, b) in outcomes)

@@ -9,20 +9,28 @@ from tlx.evaluation.history import History, smooth
 from tlx.evaluation.style import PALETTE, SPLIT_COLOURS, panel, short, styled
 
 SMOOTHING = 0.8
+LONG = 30  # epochs from which curves are smoothed: at first that lags behind them
 _MOST_RATES = 7
 
 
 @styled
 def learning_curves(history: History, metric: str) -> Figure:
-    """`metric` is loss or accuracy, of train and val: raw (thin) and smoothed (bold)."""
+    """`metric` is loss or accuracy, of train and val: of each epoch; where there are LONG or more,
+    thin, with each stage smoothed (bold).
+    """
     figure, axes = panel()
     for split in ("train", "val"):
         if f"{split}/{metric}" not in history.series:
             continue
         steps, values = history.series[f"{split}/{metric}"]
         epochs, colour = history.epochs(steps), SPLIT_COLOURS[split]
+        if len(values) < LONG:
+            axes.plot(epochs, values, color=colour, marker="o", markersize=2.5, label=split)
+            continue
         axes.plot(epochs, values, color=colour, alpha=0.55, linewidth=1, marker="o", markersize=2.5)
-        axes.plot(epochs, smooth(values, SMOOTHING), color=colour, label=split)
+        ends = np.searchsorted(steps, [start for _, start in history.stages[1:]], side="right")
+        parts = [smooth(part, SMOOTHING) for part in np.split(values, ends) if len(part)]
+        axes.plot(epochs, np.concatenate(parts), color=colour, label=split)
     axes.set_ylabel(metric)
     _finish(axes, history)
     axes.legend(loc="best")

@@ -34,6 +34,7 @@ def data(run: FinishedRun) -> dict[str, Any]:
         "images": len(manifest.samples),
         "sizes": _sizes(manifest),
         "groups": len({sample.group for sample in manifest.samples if sample.group}),
+        "grouped": sum(bool(sample.group) for sample in manifest.samples),
         "findings": run.findings,
         "figures": _distribution(manifest),
         "examples": _examples(run, manifest) if run.has_images else [],

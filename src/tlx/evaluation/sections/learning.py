@@ -7,7 +7,7 @@ import torch
 from tlx.errors import UserError
 from tlx.evaluation.finished import FinishedRun
 from tlx.evaluation.history import History
-from tlx.evaluation.learning_figures import SMOOTHING, learning_curves, learning_rates
+from tlx.evaluation.learning_figures import LONG, SMOOTHING, learning_curves, learning_rates
 from tlx.evaluation.shown import NOTHING, ShownFigure, duration, figure
 from tlx.models.classifier import parameter_table
 from tlx.training.plan import meta_classifier
@@ -78,10 +78,10 @@ def _figures(history: History) -> list[ShownFigure]:
                 f"(best {best(values):.3f})"
             )
         alt = f"{metric.capitalize()} by epoch: {'; '.join(told)}."
-        caption = (
-            f"{metric.capitalize()} in training and on validation images: of each epoch (thin), "
-            f"and smoothed exponentially by {SMOOTHING:g} (bold)."
-        )
+        caption = f"{metric.capitalize()} in training and on validation images, epoch by epoch"
+        if max(len(history.series[tag][1]) for tag in tags) >= LONG:
+            caption += f" (thin), and smoothed exponentially by {SMOOTHING:g} (bold)"
+        caption += "."
         shown.append(figure(learning_curves(history, metric), alt, caption))
     groups = [tag.removeprefix("lr/") for tag in history.series if tag.startswith("lr/")]
     if groups:
