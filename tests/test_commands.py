@@ -384,7 +384,7 @@ def test_bad_input_is_named_before_anything_is_trained(  # noqa: PLR0917
     error = capsys.readouterr().err
     assert error.startswith("tlx: ")
     assert re.search(message, error, re.DOTALL), error
-    assert not (tmp_path / "run/checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_truncated_image_is_fatal_or_skipped_by_name(image_folder, tmp_path, monkeypatch, capsys):

@@ -67,6 +67,12 @@ def test_zero_is_a_value():
     [
         (["backbone=vgg61"], "unknown backbone 'vgg61'. Did you mean .*vgg16"),
         (["backbone.name=resnet5"], "unknown backbone 'resnet5'. Did you mean .*resnet50"),
+        (["epochs=3"], "Do you mean stage.head.epochs or stage.top.epochs"),
+        (["batch_size=8"], r"'batch_size'. Do you mean data.batch_size\?"),
+        (["root=photos"], "Do you mean data.root"),
+        (["--epochs", "3"], "--epochs: settings are epochs=VALUE, without dashes"),
+        (["tests"], "tests: settings are KEY=VALUE; do you mean data.root=tests"),
+        (["data=folder", "data.root=a,b (c)"], "takes quotes"),
         (["optimizer=adamm"], "unknown optimizer 'adamm'. Did you mean adam or adamw"),
         (["optimzer.lr=1"], "unknown key 'optimzer.lr'. Did you mean optimizer.lr"),
         (["stage.hed.epochs=1"], "unknown key 'stage.hed.epochs'. Did you mean stage.head.epochs"),
@@ -167,6 +173,13 @@ def test_a_sweep_is_one_wherever_its_flag_stands(monkeypatch, tmp_path, at, many
     run_hydra(lambda raw, folder, is_trial: found.append((folder.name, is_trial)))
     names = ["0_optimizer.lr=0.25", "1_optimizer.lr=0.5"] if many == 1 else ["0", "1"]
     assert found == [(name, True) for name in names]
+
+
+def test_a_root_is_found_from_other_folders(monkeypatch, tmp_path):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config("data=folder", "data.root=photos").data.root == str(tmp_path / "photos")
+    assert config("data=folder", "data.root=none").data.root == "none"
 
 
 def test_trials_stay_in_the_sweeps_folder(monkeypatch, tmp_path):

@@ -48,12 +48,26 @@ def stage_defaults() -> dict[str, Any]:
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """Compose `overrides` (train's command line) into plain dicts, without starting a run."""
+    check_form(overrides)
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     _register_backbones()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), _readable_errors():
         return _plain(hydra_compose("train", [_quoted(override) for override in overrides]))
+
+
+def check_form(arguments: Sequence[str]) -> None:
+    """Raise for what is no KEY=VALUE, as other tools have it, before Hydra says so in its words."""
+    for argument in arguments:
+        if "=" in argument or argument.startswith("~"):  # ~key takes a key out
+            continue
+        if argument.startswith("-"):
+            name = argument.lstrip("-")
+            raise UserError(f"{argument}: settings are {name}=VALUE, without dashes; see --help.")
+        key = "run" if (Path(argument) / ".hydra").is_dir() else "data.root"
+        hint = f"; do you mean {key}={argument}?" if Path(argument).exists() else "."
+        raise UserError(f"{argument}: settings are KEY=VALUE{hint}")
 
 
 def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
@@ -63,8 +77,13 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
     from hydra.types import RunMode
 
     def task(node: Any) -> Any:
-        settings, raw = HydraConfig.get(), _plain(node)
+        settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
+        try:
+            raw = _plain(node)
+        except UserError as error:  # here, as Hydra would print it as well
+            print(f"tlx: {error}", file=sys.stderr)
+            sys.exit(2)
         _keep_resolved(raw, folder)
         return job(raw, folder, settings.mode == RunMode.MULTIRUN)
 
@@ -99,6 +118,9 @@ def _quoted(argument: str) -> str:
         return argument
     if key in PATHS:  # the shell leaves the ~ of KEY=~/… alone
         value = os.path.expanduser(value)
+        is_file = os.path.isfile(value) or (os.path.isdir(value) and key == "data.root")
+        if is_file:  # to be found from other folders too
+            value = os.path.abspath(value)
         argument = f"{key}={value}"
     is_odd = re.search(r"[^\w /\\.+:@%*?|$-]", value, re.ASCII)
     is_odd = is_odd or re.fullmatch(r"[-+.\d_]*(e[-+\d_]+|inf|nan)?|true|false", value, re.I)
@@ -183,7 +205,13 @@ def _explain(error: BaseException) -> UserError:
         group, name = found[1], found[2]
         names = {p.stem for p in (conf_dir() / group).glob("*.yaml")}
         return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
-    return UserError(text.split("\nfull_key", maxsplit=1)[0].strip())
+    said = text.split("\nfull_key", maxsplit=1)[0].strip()
+    if "override_grammar" in said:  # Hydra's page about it
+        first = said.splitlines()[0]
+        return UserError(
+            f"{first}. A value with , ( [ {{ or = in it takes quotes: \"KEY='VALUE'\"."
+        )
+    return UserError(said)
 
 
 def _no_such_key(key: str) -> UserError:
@@ -192,6 +220,8 @@ def _no_such_key(key: str) -> UserError:
         group = key.split(".", maxsplit=1)[0]
         return UserError(f"{key} is not a key of this {group}; leave it out, or choose another.")
     parent, _, name = key.rpartition(".")
+    if near and (deeper := _ending_in(key, near)):
+        return UserError(f"unknown key {key!r}. Do you mean {' or '.join(deeper)}?")
     if near:
         return unknown("key", key, near)
     if parent not in _nearby_keys(parent):
@@ -210,6 +240,7 @@ def _nearby_keys(key: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     keys: list[str] = []
+    name = key.rpartition(".")[2]
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
@@ -219,9 +250,16 @@ def _nearby_keys(key: str) -> list[str]:
 
     GlobalHydra.instance().clear()  # the composition that failed is over
     walk(compose(["data=elpv"]), "")
+    if "." not in key and key not in keys and (deeper := _ending_in(name, keys)):
+        return deeper
     siblings = [k for k in keys if k.count(".") == key.count(".")]
     parent = key.rpartition(".")[0]
     return [k for k in siblings if k.rpartition(".")[0] == parent] or siblings
+
+
+def _ending_in(name: str, keys: Sequence[str]) -> list[str]:
+    """As in epochs=3: what is so called below."""
+    return [key for key in keys if key.rpartition(".")[2] == name]
 
 
 # ---- Runs ----

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -10,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from tlx.commands import command
-from tlx.composition import as_typed, help_text, is_trial, resumed, run_hydra
+from tlx.composition import as_typed, check_form, help_text, is_trial, resumed, run_hydra
 from tlx.config import parse
 from tlx.errors import UserError
 
 log = logging.getLogger(__name__)
+
+BEFORE_TRAINING = {
+    ".hydra", ".lock", "train.log", "manifest.csv", "findings.json", "precision.json"
+}  # fmt: skip
+HYDRAS_OWN = {  # flags, after which there may be values
+    "--cfg", "-c", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",
+    "-cp", "--package", "-p", "--hydra-help", "--shell-completion", "-sc", "--experimental-rerun",
+}  # fmt: skip
 
 
 @command()
@@ -33,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
             _check_unused(Path(as_typed(argument.partition("=")[2])))
     _check_shared(arguments)
+    if not HYDRAS_OWN & set(arguments):
+        check_form([a for a in arguments if a not in ("-m", "--multirun", "--version")])
     run_hydra(_begin)
 
 
@@ -50,7 +61,18 @@ def _begin(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
 def _run_anew(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
     if _is_first_process():
         _check_unused(folder, "hydra.sweep.dir" if is_trial else "hydra.run.dir")
-    return run(raw, folder, is_trial)
+    try:
+        return run(raw, folder, is_trial)
+    except UserError:
+        if _is_first_process() and not is_trial:
+            _remove_refused(folder)
+        raise
+
+
+def _remove_refused(folder: Path) -> None:
+    """What was refused before it trained is no run to go on with."""
+    if {path.name for path in folder.iterdir()} <= BEFORE_TRAINING:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log_as_hydra_does(folder: Path) -> None:

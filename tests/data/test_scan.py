@@ -207,16 +207,16 @@ scan.scan(root, [str(path.relative_to(root)) for path in root.rglob("*.png")] * 
 
 
 def test_ctrl_c_twice_ends_a_scan(old_folder) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", CTRL_C, str(old_folder[0])], stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()
-    for wait in (1.5, 0.3):
-        time.sleep(wait)
-        os.killpg(process.pid, signal.SIGINT)
-    process.wait(timeout=20)
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        for wait in (1.5, 0.3):
+            time.sleep(wait)
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=20)
     assert process.returncode != 0
 
 
