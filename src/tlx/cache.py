@@ -29,7 +29,8 @@ tlx cache: what tlx keeps on this machine to compute it only once.
   older=DAYS     clear: only what was last used so long ago
   format=json    one JSON object
 
-Runs find out by themselves what is missing: clearing costs time, never results.
+Runs find out by themselves what is missing: clearing costs time, never results. Archives that were
+unpacked (archives/ in tlx's own folder) and what scans have found (scan/) are not among these.
 """
 ACTIONS = ("list", "size", "verify", "clear")
 DAY = 86_400  # seconds
