@@ -24,6 +24,7 @@ from tlx import __main__, compare, evaluate, predict, summary, train
 from tlx.commands import command, file_to_write
 from tlx.errors import UserError
 from tlx.evaluation import results
+from tlx.files import locked
 from tlx.models.backbones import build_backbone
 
 SMALL = [
@@ -385,6 +386,15 @@ def test_bad_input_is_named_before_anything_is_trained(  # noqa: PLR0917
     assert error.startswith("tlx: ")
     assert re.search(message, error, re.DOTALL), error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_run_leaves_the_folder_that_another_process_has(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(run / ".lock", ""), pytest.raises(SystemExit):
+        run_train(monkeypatch, *SMALL, f"data.root={tmp_path}/none", f"hydra.run.dir={run}")
+    assert "no such folder" in capsys.readouterr().err
+    assert (run / ".lock").exists()
 
 
 def test_a_truncated_image_is_fatal_or_skipped_by_name(image_folder, tmp_path, monkeypatch, capsys):

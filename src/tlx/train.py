@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tlx.commands import command
 from tlx.composition import as_typed, check_form, help_text, is_trial, resumed, run_hydra
 from tlx.config import parse
 from tlx.errors import UserError
+from tlx.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +72,10 @@ def _run_anew(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
 
 
 def _remove_refused(folder: Path) -> None:
-    """What was refused before it trained is no run to go on with."""
-    if {path.name for path in folder.iterdir()} <= BEFORE_TRAINING:
-        shutil.rmtree(folder, ignore_errors=True)
+    """What was refused before it trained is no run to go on with, if no other process has it."""
+    with suppress(UserError), locked(folder / ".lock", "another process has it"):
+        if {path.name for path in folder.iterdir()} <= BEFORE_TRAINING:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log_as_hydra_does(folder: Path) -> None:
