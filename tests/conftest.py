@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.logging import LogCaptureHandler
 from PIL import Image
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads would wait for each other
@@ -62,9 +63,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(autouse=True)
-def own_log_level() -> Iterator[None]:
-    """Hydra sets the root logger's level for its command; the next test must not find that."""
+def own_log() -> Iterator[None]:
+    """Hydra sets the root logger's level and handlers for its command; the next test must not find
+    them."""
     root = logging.getLogger()
-    level = root.level
+    level, before = root.level, list(root.handlers)
     yield
     root.setLevel(level)
+    for handler in set(root.handlers) - set(before):
+        if not isinstance(handler, LogCaptureHandler):
+            root.removeHandler(handler)
+            handler.close()
