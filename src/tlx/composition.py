@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` and a mistyped key answer at once.
 
 import os
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,9 @@ def check_form(arguments: Sequence[str]) -> None:
             name = argument.lstrip("-")
             raise UserError(f"{argument}: settings are {name}=VALUE, without dashes; see --help.")
         key = "run" if (Path(argument) / ".hydra").is_dir() else "data.root"
-        hint = f"; do you mean {key}={argument}?" if Path(argument).exists() else "."
+        hint = (
+            f"; do you mean {shlex.quote(f'{key}={argument}')}?" if Path(argument).exists() else "."
+        )
         raise UserError(f"{argument}: settings are KEY=VALUE{hint}")
 
 
