@@ -227,8 +227,8 @@ def _no_such_key(key: str) -> UserError:
         return UserError(f"unknown key {key!r}. Do you mean {' or '.join(deeper)}?")
     if near:
         return unknown("key", key, near)
-    if parent not in _nearby_keys(parent):
-        return unknown("key", parent, _nearby_keys(parent))
+    if parent not in (above := _nearby_keys(parent)):
+        return unknown("key", parent, above)
     if name == "lr":
         return UserError(f"{key}: write {parent.removesuffix('optimizer')}lr=… instead.")
     # a stage's own optimizer or scheduler, which is null
@@ -243,7 +243,6 @@ def _nearby_keys(key: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     keys: list[str] = []
-    name = key.rpartition(".")[2]
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
@@ -253,7 +252,7 @@ def _nearby_keys(key: str) -> list[str]:
 
     GlobalHydra.instance().clear()  # the composition that failed is over
     walk(compose(["data=elpv"]), "")
-    if "." not in key and key not in keys and (deeper := _ending_in(name, keys)):
+    if "." not in key and key not in keys and (deeper := _ending_in(key, keys)):
         return deeper
     siblings = [k for k in keys if k.count(".") == key.count(".")]
     parent = key.rpartition(".")[0]

@@ -33,7 +33,7 @@ def overfitting(run: RunFolder) -> Iterator[Finding]:
             continue
         handed_on = stage.hand_over == "last"
         is_random = Augment(**asdict(run.config.augment)).is_random
-        more = "a stronger augmentation" if is_random else "augment=light;"
+        more = "a stronger augmentation" if is_random else "augment=light"
         yield Finding(
             "overfitting",
             "warning" if handed_on else "note",
@@ -42,7 +42,7 @@ def overfitting(run: RunFolder) -> Iterator[Finding]:
             f"{'the last' if handed_on else 'the best'} epoch's weights are handed on",
             f"{config_key(stage)}.hand_over=best {config_key(stage)}.patience=3"
             if handed_on
-            else f"{more} or {config_key(stage)}.patience=3 would end the stage sooner",
+            else f"{more}; {config_key(stage)}.patience=3 would end the stage sooner",
             {
                 "epoch": best + 2,
                 "val_best": float(val[best]),
