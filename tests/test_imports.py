@@ -19,6 +19,7 @@ CHAIN = [
     "training",
     "evaluation",
     "diagnosis",
+    "conclusion",
 ]
 
 

@@ -80,7 +80,7 @@ def _complete(config: Config, run: Path, *, with_test: bool) -> None:
     """What training does after its last stage, from that stage's weights."""
     if not any((run / "checkpoints").glob("*/done.json")):
         raise UserError(f"{run} has no trained stage; python -m tlx.train resume={run} trains it.")
-    from tlx.evaluation.conclusion import conclude
+    from tlx.conclusion import conclude
     from tlx.training.job import hold, prepare
     from tlx.training.run import train_stages
 

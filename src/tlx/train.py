@@ -138,9 +138,9 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
         try:
             job = prepare(config, folder)
             if job.is_first_process and not (folder / "checkpoints").exists():
-                from tlx.diagnosis.before import tell
+                from tlx.diagnosis.before import tell_before
 
-                tell(job)
+                tell_before(job)
             stages = train_stages(job)
             leave_group()
         except (Interrupted, KeyboardInterrupt) as stop:
@@ -152,7 +152,7 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
             abandon(error)
             raise
         if job.is_first_process:
-            from tlx.evaluation.conclusion import conclude
+            from tlx.conclusion import conclude
 
             with_test = config.test is True or (config.test == "auto" and not is_trial)
             report = ("none" if is_trial else "full") if config.report == "auto" else config.report

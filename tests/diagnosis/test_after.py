@@ -22,8 +22,8 @@ from planted import (
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
-from tlx.diagnosis.after import CHEAP, FULL, examine_run
-from tlx.diagnosis.findings import Finding
+from tlx.diagnosis.after import CHEAP, FULL, examine_run, tell_after
+from tlx.diagnosis.findings import Finding, as_json
 from tlx.diagnosis.run_folder import RunFolder
 
 
@@ -191,6 +191,52 @@ def test_overfitting_and_when_it_began(run: Path) -> None:
 def test_no_overfitting(run: Path, train_loss: list[float], val_loss: list[float]) -> None:
     plant_curves(run, train_loss, val_loss)
     assert "overfitting" not in {finding.cause for finding in examine_run(run).findings}
+
+
+@pytest.mark.parametrize(
+    ("val_loss", "epochs"),
+    [
+        ([0.9, 0.7, 0.5, 0.45], 2),
+        ([0.9, 0.7, 0.5, 0.49], 2),  # hardly less
+        ([0.9, 0.7, 0.4, 0.45, 0.42], 2),  # was lower
+        ([0.9, 0.7, 0.5, 0.45], 5),  # not over yet
+    ],
+)
+def test_a_training_that_ended_while_it_helped(
+    run: Path, val_loss: list[float], epochs: int
+) -> None:
+    plant_curves(run, val_loss, val_loss)
+    config = run / ".hydra/config.yaml"
+    text = config.read_text()
+    assert text.count("epochs: 2") == 1
+    config.write_text(text.replace("epochs: 2", f"epochs: {epochs}"))
+    found = [f for f in examine_run(run).findings if f.cause == "still_improving"]
+    if (val_loss[-1], epochs) != (0.45, 2):
+        assert found == []
+        return
+    (finding,) = found
+    assert finding.severity == "note"
+    assert finding.evidence == (
+        "stage top ended with the lowest val loss of its 4 epochs, 0.450, after 0.500 1 before it"
+    )
+    assert finding.fix == "stage.top.epochs=4"
+
+
+def test_what_is_found_of_a_run_that_ended_joins_what_was_found_before(run: Path, caplog) -> None:
+    caplog.set_level("WARNING")
+    caplog.clear()
+    before = [Finding("leak", "note", "one copy", "exclude it")]
+    (run / "findings.json").write_text(json.dumps({"findings": [], "doctor": as_json(before)}))
+    answer_always(run, "red")
+    tell_after(run)
+    answer_always(run, "blue")
+    tell_after(run)
+    found = json.loads((run / "findings.json").read_text("utf-8"))
+    assert found["findings"] == []
+    assert [f["cause"] for f in found["doctor"]] == ["one_class", "leak"]  # the worst first
+    assert found["doctor"][0]["evidence"].startswith("'blue'")
+    assert found["doctor"][1]["evidence"] == "one copy"
+    assert [record.message[:16] for record in caplog.records] == ["one_class: 'red'"]  # not twice
 
 
 def test_a_loss_that_became_nan(run: Path, events) -> None:

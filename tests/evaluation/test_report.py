@@ -227,6 +227,18 @@ def test_findings_are_shown(run):
     write_json(run / "findings.json", {"findings": [finding]})
     page = Page(write_report(run, gradcam=False).read_text("utf-8"))
     assert "error 3 <copies> data.on_leak=regroup" in page.text
+    assert "What the doctor found" not in page.text  # it was not asked
+
+    fault = {"title": "NaN or infinite values", "severity": "warning", "fix": "trainer.clip=1.0"}
+    faults = [fault | {"cause": "not_finite", "evidence": "loss is nan"},
+              fault | {"cause": "leak", "evidence": "as above"}]  # fmt: skip
+    for doctor, said in (faults, "warning NaN or infinite values: loss is nan trainer.clip=1.0"), (
+        faults[1:], "What the doctor found Nothing else."
+    ):  # fmt: skip
+        write_json(run / "findings.json", {"findings": [finding], "doctor": doctor})
+        page = Page(write_report(run, gradcam=False).read_text("utf-8"))
+        assert said in page.text
+        assert "as above" not in page.text
 
 
 @pytest.mark.slow

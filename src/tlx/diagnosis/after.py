@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tlx.diagnosis.findings import Examination, carry_out
-from tlx.diagnosis.learning import gradient_norms, losses, overfitting
+from tlx.diagnosis.findings import Examination, carry_out, tell
+from tlx.diagnosis.learning import gradient_norms, losses, overfitting, still_improving
 from tlx.diagnosis.pictures import illustrated, of_run
 from tlx.diagnosis.predictions import few_images, files_and_manifest, one_class, predicted_again
 from tlx.diagnosis.run_folder import RunFolder
@@ -17,6 +17,7 @@ CHEAP = (
     losses,
     gradient_norms,
     overfitting,
+    still_improving,
     few_images,
 )
 FULL = (saved_weights, frozen_blocks, predicted_again)
@@ -32,3 +33,8 @@ def examine_run(
     run = RunFolder(folder, root)
     found = carry_out(CHEAP if quick else CHEAP + FULL, run)
     return found if output is None else illustrated(found, of_run(run), output)
+
+
+def tell_after(folder: Path) -> None:
+    """Of a run that has just ended: the cheap part, which needs no image."""
+    tell(folder, examine_run(folder, quick=True).findings)

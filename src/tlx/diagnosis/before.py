@@ -1,6 +1,5 @@
 """Data, configuration and network examined before a training."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,13 @@ from tlx.diagnosis.activity import (
 )
 from tlx.diagnosis.case import Case
 from tlx.diagnosis.claims import few_images
-from tlx.diagnosis.findings import Examination, as_json, carry_out
+from tlx.diagnosis.findings import Examination, carry_out, tell
 from tlx.diagnosis.inputs import input_mismatch, small_images
 from tlx.diagnosis.labels import labels_and_augmentation
 from tlx.diagnosis.loaded import tensors_finite, weights_loaded
 from tlx.diagnosis.rates import first_steps
 from tlx.diagnosis.splits import augmented_evaluation, class_order, leak
 from tlx.diagnosis.structure import everything_learns, random_head, softmax_or_sigmoid, tiny_batches
-from tlx.files import write_json
 from tlx.specs import Config
 from tlx.training.job import Job, prepare
 from tlx.training.plan import check
@@ -39,9 +37,6 @@ NETWORK_FULL = (
     one_batch,
 )  # fmt: skip
 CHEAP, FULL = NETWORK + DATA, (*NETWORK_FULL, labels_and_augmentation)
-TOLD = {"leak", "small_images"}  # training.job logs these itself
-
-log = logging.getLogger(__name__)
 
 
 def examine(case: Case, *, quick: bool = False) -> Examination:
@@ -86,12 +81,6 @@ def case_of(config: Config, folder: Path) -> Case:
     return Case(replace(job, config=given))
 
 
-def tell(job: Job) -> None:
-    """Train's own examination: the cheap part, into the log and the run's findings.json."""
-    found = examine(Case(job), quick=True)
-    for finding in found.findings:
-        if finding.severity != "note" and finding.cause not in TOLD:
-            log.warning("%s: %s (%s)", finding.cause, finding.evidence, finding.fix)
-    path = job.folder / "findings.json"
-    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    write_json(path, known | {"doctor": as_json(found.findings)})
+def tell_before(job: Job) -> None:
+    """Train's own examination: the cheap part."""
+    tell(job.folder, examine(Case(job), quick=True).findings)

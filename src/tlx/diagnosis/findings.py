@@ -1,12 +1,18 @@
 """What checks find: causes, ranked, each with its evidence; and what they could not examine."""
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
 from tlx.errors import UserError
+from tlx.files import write_json
+
+log = logging.getLogger(__name__)
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES = ("error", "warning", "note")
@@ -35,8 +41,10 @@ CAUSES: Mapping[str, str] = {
     "small_images": "images far smaller than the input",
     "one_class": "one class is predicted for everything",
     "overfitting": "the network learns the training images by heart",
+    "still_improving": "training ended while it still helped",
     "few_images": "too few images for the claim",
 }
+TOLD = {"leak", "small_images"}  # training.job logs these itself
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,11 @@ class Finding:
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """The likeliest cause of bad results first: by severity, then causes before symptoms."""
-    order = list(CAUSES)
-    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.index(f.cause)))
+    return sorted(findings, key=lambda finding: _rank(finding.severity, finding.cause))
+
+
+def _rank(severity: str, cause: str) -> tuple[int, int]:
+    return SEVERITIES.index(severity), list(CAUSES).index(cause)
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
@@ -75,6 +86,23 @@ def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
         asdict(f) | {"title": CAUSES[f.cause], "numbers": dict(f.numbers), "page": f.page}
         for f in findings
     ]
+
+
+def tell(run: Path, findings: Sequence[Finding]) -> None:
+    """Into the log and, under `doctor`, into the run's findings.json.
+
+    Of a cause that an earlier examination found only the later word stays.
+    """
+    path = run / "findings.json"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    before = {f["cause"]: f for f in known.get("doctor", [])}
+    for finding in findings:
+        said = before.pop(finding.cause, None)
+        if finding.severity != "note" and finding.cause not in TOLD and said is None:
+            log.warning("%s: %s (%s)", finding.cause, finding.evidence, finding.fix)
+    found = [*before.values(), *as_json(findings)]
+    found.sort(key=lambda f: _rank(f["severity"], f["cause"]))
+    write_json(path, known | {"doctor": found})
 
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 
 AFTER = 3  # epochs after the best: fewer are chance
 RISEN = 0.1  # of the lowest val loss: more than that is no chance any more
+FALLING = 0.05  # of val loss in the last quarter of a stage: it would have gone on
 HIGH, TIMES = 1e3, 100.0  # a gradient's norm, and over its median: exploding
 LOW = 1e-5  # a block's gradient norm against the head's: vanishing
 
@@ -51,6 +52,25 @@ def overfitting(run: RunFolder) -> Iterator[Finding]:
                 "train_last": float(train[-1]),
             },
         )
+
+
+def still_improving(run: RunFolder) -> Iterator[Finding]:
+    """Whether the last stage had all its epochs, ended with its lowest val loss, and had fallen
+    in its last quarter."""
+    stage = run.stages[-1]
+    name, _, val = list(_by_stage(run))[-1]
+    if name != stage.name or len(val) < max(stage.epochs, 2) or val.argmin() != len(val) - 1:
+        return
+    quarter = max(len(val) // 4, 1)
+    fallen = 1 - float(val[-1] / val[-1 - quarter])
+    if fallen > FALLING:
+        yield Finding(
+            "still_improving", "note",
+            f"stage {name} ended with the lowest val loss of its {len(val)} epochs, {val[-1]:.3f}, "
+            f"after {val[-1 - quarter]:.3f} {quarter} before it",
+            f"{config_key(stage)}.epochs={2 * stage.epochs}",
+            {"epochs": len(val), "val_last": float(val[-1]), "fallen": fallen},
+        )  # fmt: skip
 
 
 def _by_stage(run: RunFolder) -> Iterator[tuple[str, Array, Array]]:

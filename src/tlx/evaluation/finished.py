@@ -53,7 +53,8 @@ class FinishedRun:
     metrics: Mapping[str, Any]
     judged: Mapping[str, Judged]  # by split: test, val
     history: History
-    findings: Sequence[Mapping[str, Any]]
+    findings: Sequence[Mapping[str, Any]]  # in the images
+    doctor: Sequence[Mapping[str, Any]] | None  # None: it was not asked
     overrides: Sequence[str]
     weights: str  # which, and where from, as the log has it
 
@@ -92,6 +93,7 @@ def read_run(folder: Path, root: Path | None = None) -> FinishedRun:
     model = _or_none(lambda: load_model(folder / "model"))
     classes = model.classes if model is not None else manifest.classes if manifest else ()
     judged = {name: _judged(folder, name, classes) for name in ("test", "val")}
+    findings = _json(folder / "findings.json", {})
     return FinishedRun(
         folder,
         raw,
@@ -102,7 +104,8 @@ def read_run(folder: Path, root: Path | None = None) -> FinishedRun:
         _json(folder / "metrics.json", {}),
         {name: found for name, found in judged.items() if found is not None},
         read_history(folder),
-        _json(folder / "findings.json", {}).get("findings", []),
+        findings.get("findings", []),
+        findings.get("doctor"),
         overrides_of(folder),
         _weights(folder),
     )

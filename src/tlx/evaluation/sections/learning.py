@@ -1,5 +1,6 @@
 """How a run learned: its stages, curves, parameters and BatchNorm statistics."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from tlx.evaluation.shown import NOTHING, ShownFigure, duration, figure
 from tlx.models.classifier import parameter_table
 from tlx.training.plan import meta_classifier
 from tlx.training.unfreezing import apply_stage, plain_stages
+
+SAID_OF_DATA = "leak", "small_images"  # by the section on them
 
 
 def learning(run: FinishedRun) -> dict[str, Any]:
@@ -31,7 +34,20 @@ def learning(run: FinishedRun) -> dict[str, Any]:
         "parameters": _parameters(run),
         "figures": _figures(run.history),
         "drift": _drift(run.history),
+        "doctor": run.doctor if run.doctor is None else _doctor(run.doctor),
     }
+
+
+def _doctor(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "severity": finding["severity"],
+            "message": f"{finding['title']}: {finding['evidence']}",
+            "fix": finding["fix"],
+        }
+        for finding in findings
+        if finding["cause"] not in SAID_OF_DATA
+    ]
 
 
 def _handed(run: FinishedRun) -> str:

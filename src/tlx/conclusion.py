@@ -1,4 +1,4 @@
-"""How a trained run ends: evaluated, shown in TensorBoard, reported."""
+"""How a trained run ends: evaluated, examined, shown in TensorBoard, reported."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,9 @@ def conclude(
     preprocess = job.model.preprocess
     write_board(job.folder, job.config, job.manifest, preprocess, pictures=report != "none")
     if report != "none":
+        from tlx.diagnosis.after import tell_after
         from tlx.evaluation.report import write_report
 
+        tell_after(job.folder)
         path = write_report(job.folder, gradcam=report == "full", data_root=job.manifest.root)
         print(f"The report is in {path}")
