@@ -244,6 +244,16 @@ def test_near_copies_are_named_with_their_own_twins(case, own_pictures):
     assert "also in train or val, such as test/upright/1.png and val/upright/1.png (val)" in said
 
 
+def test_a_picture_with_two_labels(case, own_pictures):
+    one, other = "train/lying/0.png", "train/upright/3.png"
+    shutil.copy(own_pictures / one, own_pictures / other)
+    finding = cheap(case(own_pictures))[0]
+    assert (finding.cause, finding.severity) == ("label_conflict", "error")
+    assert finding.evidence == (
+        f"2 images of 1 picture are exact copies with different labels, such as {one} and {other}"
+    )
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_an_augmented_split_is_found(healthy, monkeypatch, split):
     served = healthy.data.dataset

@@ -21,7 +21,7 @@ from tlx.diagnosis.inputs import input_mismatch, small_images
 from tlx.diagnosis.labels import labels_and_augmentation
 from tlx.diagnosis.loaded import tensors_finite, weights_loaded
 from tlx.diagnosis.rates import first_steps
-from tlx.diagnosis.splits import augmented_evaluation, class_order, leak
+from tlx.diagnosis.splits import augmented_evaluation, class_order, label_conflict, leak
 from tlx.diagnosis.structure import everything_learns, random_head, softmax_or_sigmoid, tiny_batches
 from tlx.specs import Config
 from tlx.training.job import Job, prepare
@@ -31,7 +31,15 @@ from tlx.training.plan import check
 NETWORK = (
     weights_loaded, tensors_finite, softmax_or_sigmoid, everything_learns, random_head, tiny_batches
 )  # fmt: skip
-DATA = input_mismatch, small_images, class_order, leak, augmented_evaluation, few_images
+DATA = (
+    input_mismatch,
+    small_images,
+    class_order,
+    leak,
+    label_conflict,
+    augmented_evaluation,
+    few_images,
+)
 NETWORK_FULL = (
     finite_values, living_units, outputs_are_logits, train_and_evaluation_mode, first_steps,
     one_batch,

@@ -4,6 +4,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from tlx.data.datasets import ImageDataset
 from tlx.data.manifest import SPLITS, Manifest, Sample, natural_key
@@ -105,12 +106,29 @@ def leak(case: Case) -> Iterator[Finding]:
     yield from _shared(samples, {s.path: s.sha256 for s in samples}, "byte for byte", "error")
     groups = {s.path: s.group for s in samples if s.group}
     yield from _shared(samples, groups, "as members of one group", "error")
-    path = case.job.folder / "findings.json"
-    found = json.loads(path.read_text("utf-8"))["findings"] if path.exists() else []
-    near = [group for finding in found if finding["kind"] == "near_leak"
+    near = [group for finding in _of_images(case) if finding["kind"] == "near_leak"
             for group in finding["groups"]]  # fmt: skip
     pictures = {path: str(number) for number, group in enumerate(near) for path in group}
     yield from _shared(samples, pictures, "as near copies", "warning")
+
+
+def label_conflict(case: Case) -> Iterator[Finding]:
+    """As `tlx.check` has it."""
+    for finding in _of_images(case):
+        if finding["kind"].endswith("_label_conflict"):
+            first = " and ".join(finding["groups"][0])
+            yield Finding(
+                "label_conflict", finding["severity"],
+                f"{finding['message']}, such as {first}", finding["fix"],
+                {"images": len(finding["paths"]), "pictures": len(finding["groups"])},
+            )  # fmt: skip
+
+
+def _of_images(case: Case) -> list[dict[str, Any]]:
+    """What preparing the run has found."""
+    path = case.job.folder / "findings.json"
+    found: list[dict[str, Any]] = []
+    return json.loads(path.read_text("utf-8"))["findings"] if path.exists() else found
 
 
 def _shared(
