@@ -356,6 +356,7 @@ def test_summary_shows_a_table(capsys):
     ("overrides", "message"),
     [
         (["stage.top.train_from=conv6"], "unknown train_from 'conv6'. Did you mean .*conv5"),
+        (["data.root=???"], r"data.root is not given; add data.root=… to the command."),
         (["data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: no such folder"),
         (["backbone=inception_v3"], "image_size=32 is too small for inception_v3.*at least"),
         (["trainer=gpu"], "this machine has no GPU"),

@@ -206,7 +206,7 @@ def test_a_run_keeps_what_only_hydra_can_resolve(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["tlx.train", *arguments])
     monkeypatch.chdir(tmp_path)
     found = []
-    run_hydra(lambda raw, folder, _: found.append((raw, folder)))
+    run_hydra(lambda raw, folder, _: found.append((raw(), folder)))
     ((raw, folder),) = found
     assert raw["data"]["root"] == str(tmp_path)
     assert saved_config(folder) == raw

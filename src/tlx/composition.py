@@ -9,6 +9,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,11 @@ def check_form(arguments: Sequence[str]) -> None:
         raise UserError(f"{argument}: settings are KEY=VALUE{hint}")
 
 
-def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
-    """Run `job(raw config, run folder, is one trial of a sweep)` as Hydra's application."""
+def run_hydra(job: Callable[[Callable[[], dict[str, Any]], Path, bool], Any]) -> None:
+    """Run `job(raw, run folder, is one trial of a sweep)` as Hydra's application.
+
+    `raw()` is the configuration; it raises UserError where one cannot be had.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -82,13 +86,7 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
     def task(node: Any) -> Any:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        try:
-            raw = _plain(node)
-        except UserError as error:  # here, as Hydra would print it as well
-            print(f"tlx: {error}", file=sys.stderr)
-            sys.exit(2)
-        _keep_resolved(raw, folder)
-        return job(raw, folder, settings.mode == RunMode.MULTIRUN)
+        return job(partial(_resolved, node, folder), folder, settings.mode == RunMode.MULTIRUN)
 
     _register_backbones()
     sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
@@ -98,14 +96,17 @@ def run_hydra(job: Callable[[dict[str, Any], Path, bool], Any]) -> None:
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
 
 
-def _keep_resolved(raw: dict[str, Any], folder: Path) -> None:
-    """Without what only Hydra or this moment can resolve, such as ${hydra:runtime.cwd}."""
+def _resolved(node: Any, folder: Path) -> dict[str, Any]:
+    """And in the run's folder without what only Hydra or this moment can resolve, such as
+    ${hydra:runtime.cwd}."""
     from omegaconf import OmegaConf
 
+    raw = _plain(node)
     path = folder / ".hydra" / "config.yaml"
     if path.is_file() and "${" in path.read_text("utf-8"):
         with replace_atomically(path) as temporary:
             OmegaConf.save(OmegaConf.create(raw), temporary)
+    return raw
 
 
 def as_typed(path: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     run_hydra(_begin)
 
 
-def _begin(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+def _begin(raw: Callable[[], dict[str, Any]], folder: Path, is_trial: bool) -> float:
     """A run of Hydra's. The other trials of a sweep go on where one cannot."""
     if not is_trial:
         return command()(_run_anew)(raw, folder, is_trial)  # else Hydra prints the error as well
@@ -60,11 +60,11 @@ def _begin(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
         raise
 
 
-def _run_anew(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+def _run_anew(raw: Callable[[], dict[str, Any]], folder: Path, is_trial: bool) -> float:
     if _is_first_process():
         _check_unused(folder, "hydra.sweep.dir" if is_trial else "hydra.run.dir")
     try:
-        return run(raw, folder, is_trial)
+        return run(raw(), folder, is_trial)
     except UserError:
         if _is_first_process() and not is_trial:
             _remove_refused(folder)
