@@ -285,7 +285,36 @@ def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatc
         train.main([f"resume={trial.parent}"])  # still a trial
         assert not (trial.parent / "predictions/test.csv").exists()
         assert re.fullmatch(r"[01]_optimizer.lr=0.01?|[01]_optimizer.lr=0.001", trial.parent.name)
-        assert not (trial.parent / "predictions/test.csv").exists()
+    moved = shutil.copytree(trials[0].parent, tmp_path / "moved")
+    (moved / "metrics.json").unlink()
+    train.main([f"resume={moved}"])
+    assert not (moved / "predictions/test.csv").exists()
+
+
+def test_a_sweep_that_is_begun_again_goes_on(image_folder, tmp_path, monkeypatch, capsys):
+    sweep = tmp_path / "sweep"
+    arguments = [
+        "-m", *(a for a in SMALL if not a.startswith("stage.top")), "stage=head",
+        "stage.head.epochs=1", f"data.root={image_folder}", f"hydra.sweep.dir={sweep}",
+    ]  # fmt: skip
+    run_train(monkeypatch, *arguments, "seed=0,1")
+    begun = sweep / "1_seed=1"
+    (begun / "metrics.json").unlink()
+    before = {path: path.read_bytes() for path in (sweep / "0_seed=0").rglob("*") if path.is_file()}
+    weights = (begun / "checkpoints/head/weights.safetensors").stat().st_mtime_ns
+    run_train(monkeypatch, *arguments, "seed=0,1,2")
+    assert {path for path, old in before.items() if path.read_bytes() != old} <= {
+        sweep / "0_seed=0/train.log"
+    }
+    assert (begun / "metrics.json").is_file()
+    assert (begun / "checkpoints/head/weights.safetensors").stat().st_mtime_ns == weights
+    assert (sweep / "2_seed=2/metrics.json").is_file()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments, "seed=0,1", "optimizer.lr=0.5")
+    assert "0_seed=0 holds a trial with other settings" in capsys.readouterr().err
+    config = sweep / "0_seed=0/.hydra/config.yaml"
+    assert config.read_bytes() == before[config]
 
 
 def test_a_trial_that_cannot_be_leaves_the_others_and_no_run_is_overwritten(
@@ -311,7 +340,7 @@ def test_a_trial_that_cannot_be_leaves_the_others_and_no_run_is_overwritten(
     assert "val" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_train(monkeypatch, *arguments, "seed=1")
-    assert "holds a run already" in (metrics.parent / "train.log").read_text()
+    assert "holds a trial with other settings" in (metrics.parent / "train.log").read_text()
     assert metrics.read_bytes() == before
     metrics.rename(metrics.parent / "kept.json")
     train.main([f"resume={metrics.parent}"])

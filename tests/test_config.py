@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from tlx.composition import compose, conf_dir, override, run_hydra, saved_config
+from tlx.composition import _unused, compose, conf_dir, override, run_hydra, saved_config
 from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models.catalog import BACKBONES
@@ -170,7 +172,7 @@ def test_a_sweep_is_one_wherever_its_flag_stands(monkeypatch, tmp_path, at, many
     arguments = [*given, *(f"{key}={value}" for key, value in values.items())]
     monkeypatch.setattr(sys, "argv", ["tlx.train", *arguments[:at], "-m", *arguments[at:]])
     found = []
-    run_hydra(lambda raw, folder, is_trial: found.append((folder.name, is_trial)))
+    run_hydra(lambda begun: found.append((begun.folder.name, begun.is_trial)))
     names = ["0_optimizer.lr=0.25", "1_optimizer.lr=0.5"] if many == 1 else ["0", "1"]
     assert found == [(name, True) for name in names]
 
@@ -187,7 +189,7 @@ def test_trials_stay_in_the_sweeps_folder(monkeypatch, tmp_path):
              "-m"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["tlx.train", *given])
     found = []
-    run_hydra(lambda raw, folder, is_trial: found.append(folder))
+    run_hydra(lambda begun: found.append(begun.folder))
     assert found == [tmp_path / "sweep/0", tmp_path / "sweep/1"]
 
 
@@ -197,7 +199,7 @@ def test_what_trials_share_is_not_in_their_names(monkeypatch, tmp_path):
     given = ["-m", *shared, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
     monkeypatch.setattr(sys, "argv", ["tlx.train", *given])
     found = []
-    run_hydra(lambda raw, folder, is_trial: found.append(folder.name))
+    run_hydra(lambda begun: found.append(begun.folder.name))
     assert found == ["0_seed=0", "1_seed=1"]
 
 
@@ -206,10 +208,23 @@ def test_a_run_keeps_what_only_hydra_can_resolve(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["tlx.train", *arguments])
     monkeypatch.chdir(tmp_path)
     found = []
-    run_hydra(lambda raw, folder, _: found.append((raw(), folder)))
-    ((raw, folder),) = found
+    run_hydra(lambda begun: found.append((begun.folder, begun.config(), begun.keep())))
+    ((folder, raw, _),) = found
     assert raw["data"]["root"] == str(tmp_path)
     assert saved_config(folder) == raw
+    assert sorted(path.name for path in (folder / ".hydra").iterdir()) == [
+        "config.yaml", "hydra.yaml", "overrides.yaml"
+    ]  # fmt: skip
+    overrides = (folder / ".hydra/overrides.yaml").read_text("utf-8")
+    assert yaml.safe_load(overrides) == arguments[:2]
+
+
+def test_runs_that_begin_in_one_second_have_a_folder_each(tmp_path):
+    path = f"{tmp_path}/outputs/12-00-00"
+    assert [_unused(path), _unused(path)] == [path, path]  # one process asks several times
+    _unused.cache_clear()
+    assert _unused(path) == f"{path}-2"
+    assert Path(f"{path}-2").is_dir()
 
 
 def test_a_path_below_the_home_folder(monkeypatch):

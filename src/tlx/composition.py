@@ -9,7 +9,10 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +77,52 @@ def check_form(arguments: Sequence[str]) -> None:
         raise UserError(f"{argument}: settings are KEY=VALUE{hint}")
 
 
-def run_hydra(job: Callable[[Callable[[], dict[str, Any]], Path, bool], Any]) -> None:
-    """Run `job(raw, run folder, is one trial of a sweep)` as Hydra's application.
+@dataclass(frozen=True)
+class Begun:
+    """A run that Hydra begins: one of its own, or one trial of a sweep."""
 
-    `raw()` is the configuration; it raises UserError where one cannot be had.
-    """
+    folder: Path
+    is_trial: bool
+    _node: Any
+
+    def config(self) -> dict[str, Any]:
+        """As composed. Raises UserError where something is not given."""
+        return _plain(self._node)
+
+    def keep(self) -> None:
+        """Write what Hydra writes into its run's folder, once that is known to be ours.
+
+        In the configuration nothing is left that only Hydra or this moment can resolve, such as
+        ${hydra:runtime.cwd}.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        settings = HydraConfig.instance().cfg
+        files = {
+            "config.yaml": OmegaConf.create(self.config()),
+            "hydra.yaml": settings,
+            "overrides.yaml": HydraConfig.get().overrides.task,
+        }
+        for name, node in files.items():
+            with replace_atomically(self.folder / ".hydra" / name) as temporary:
+                OmegaConf.save(node, temporary)
+
+
+def run_hydra(job: Callable[[Begun], Any]) -> None:
+    """Run `job` as Hydra's application."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     def task(node: Any) -> Any:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
-        return job(partial(_resolved, node, folder), folder, settings.mode == RunMode.MULTIRUN)
+        return job(Begun(folder, settings.mode == RunMode.MULTIRUN, node))
 
     _register_backbones()
+    OmegaConf.register_new_resolver("unused", _unused, use_cache=True, replace=True)
     sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     _name_trials_by_what_differs()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we print them
@@ -96,17 +130,14 @@ def run_hydra(job: Callable[[Callable[[], dict[str, Any]], Path, bool], Any]) ->
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)()
 
 
-def _resolved(node: Any, folder: Path) -> dict[str, Any]:
-    """And in the run's folder without what only Hydra or this moment can resolve, such as
-    ${hydra:runtime.cwd}."""
-    from omegaconf import OmegaConf
-
-    raw = _plain(node)
-    path = folder / ".hydra" / "config.yaml"
-    if path.is_file() and "${" in path.read_text("utf-8"):
-        with replace_atomically(path) as temporary:
-            OmegaConf.save(OmegaConf.create(raw), temporary)
-    return raw
+@cache
+def _unused(path: str) -> str:
+    """Of several runs that are begun in one second, each gets a folder of its own."""
+    for name in chain([path], (f"{path}-{number}" for number in count(2))):
+        with suppress(FileExistsError):
+            os.makedirs(name)
+            return name
+    raise AssertionError
 
 
 def as_typed(path: str) -> str:
@@ -281,8 +312,11 @@ def saved_config(run: Path) -> dict[str, Any]:
 
 
 def is_trial(run: Path) -> bool:
-    """Whether a sweep made it; its folder may lie deeper where a path is swept over."""
-    return any((parent / "multirun.yaml").is_file() for parent in run.resolve().parents)
+    """Whether a sweep made it."""
+    from omegaconf import OmegaConf
+
+    path = run / ".hydra" / "hydra.yaml"
+    return path.is_file() and OmegaConf.select(OmegaConf.load(path), "hydra.mode") == "MULTIRUN"
 
 
 def resumed(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:

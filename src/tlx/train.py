@@ -1,18 +1,28 @@
 """python -m tlx.train: the main job."""
 
+import json
 import logging
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tlx.commands import command
-from tlx.composition import as_typed, check_form, help_text, is_trial, resumed, run_hydra
+from tlx.composition import (
+    Begun,
+    as_typed,
+    check_form,
+    help_text,
+    is_trial,
+    resumed,
+    run_hydra,
+    saved_config,
+)
 from tlx.config import parse
 from tlx.errors import UserError
 from tlx.files import locked
@@ -36,9 +46,13 @@ def main(arguments: Sequence[str]) -> None:
     if any(argument.startswith("resume=") for argument in arguments):
         raw, folder = resumed(arguments)
         if (folder / "metrics.json").exists():
-            raise UserError(f"the run in {folder} is finished; its results are in metrics.json.")
+            again = f"python -m tlx.report run={shlex.quote(str(folder))}"
+            left = "" if (folder / "report.html").exists() else f" {again} makes its report."
+            raise UserError(
+                f"the run in {folder} is finished; its results are in metrics.json.{left}"
+            )
         _log_as_hydra_does(folder)
-        run(raw, folder, is_trial=is_trial(folder))
+        run(raw, folder)
         return
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and _is_first_process():
@@ -49,26 +63,40 @@ def main(arguments: Sequence[str]) -> None:
     run_hydra(_begin)
 
 
-def _begin(raw: Callable[[], dict[str, Any]], folder: Path, is_trial: bool) -> float:
+def _begin(begun: Begun) -> float:
     """A run of Hydra's. The other trials of a sweep go on where one cannot."""
-    if not is_trial:
-        return command()(_run_anew)(raw, folder, is_trial)  # else Hydra prints the error as well
+    if not begun.is_trial:
+        return command()(_run_anew)(begun)  # else Hydra prints the error as well
     try:
-        return _run_anew(raw, folder, is_trial)
+        return _run_trial(begun)
     except UserError as error:
-        log.error("%s: %s", folder.name, error)
-        raise
+        log.error("%s: %s", begun.folder.name, error)
+        raise UserError(f"{begun.folder.name}: {error}") from None
 
 
-def _run_anew(raw: Callable[[], dict[str, Any]], folder: Path, is_trial: bool) -> float:
-    if _is_first_process():
-        _check_unused(folder, "hydra.sweep.dir" if is_trial else "hydra.run.dir")
+def _run_anew(begun: Begun) -> float:
     try:
-        return run(raw(), folder, is_trial)
+        raw = begun.config()
+        if _is_first_process():
+            _check_unused(begun.folder)
+        return run(raw, begun.folder, begun)
     except UserError:
-        if _is_first_process() and not is_trial:
-            _remove_refused(folder)
+        if _is_first_process():
+            _remove_refused(begun.folder)
         raise
+
+
+def _run_trial(begun: Begun) -> float:
+    """Where a sweep is begun again in its folder, it goes on: what is finished stays."""
+    raw, folder = begun.config(), begun.folder
+    if (folder / ".hydra" / "config.yaml").is_file() and saved_config(folder) == raw:
+        if (folder / "metrics.json").is_file():
+            log.info("%s is finished.", folder.name)
+            stages = json.loads((folder / "metrics.json").read_text("utf-8"))["stages"]
+            return float(stages[-1]["best"])
+        return run(raw, folder, begun)
+    _check_unused(folder, "hydra.sweep.dir")
+    return run(raw, folder, begun)
 
 
 def _remove_refused(folder: Path) -> None:
@@ -106,8 +134,9 @@ def _check_shared(arguments: Sequence[str]) -> None:
 def _check_unused(folder: Path, key: str = "hydra.run.dir") -> None:
     """A run is never overwritten, nor are two mixed. Before Hydra writes, where that is known."""
     if any((folder / name).exists() for name in ("checkpoints", "model", "metrics.json")):
+        what = "a trial with other settings" if key == "hydra.sweep.dir" else "a run already"
         raise UserError(
-            f"{key}={folder} holds a run already; choose another folder, "
+            f"{key}={folder} holds {what}; choose another folder, "
             f"or go on with it: python -m tlx.train resume={folder}"
         )
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -115,26 +144,30 @@ def _check_unused(folder: Path, key: str = "hydra.run.dir") -> None:
         raise UserError(f"{key}={folder} cannot be written: see {parent}.")
 
 
-def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
+def run(raw: dict[str, Any], folder: Path, begun: Begun | None = None) -> float:
     """Train by the composed configuration into `folder`; the best score on val.
 
-    A trial of a sweep leaves the test images alone unless `test=true`.
+    Without `begun` the folder's own run goes on. A trial of a sweep leaves the test images alone
+    unless `test=true`.
     """
     started = time.monotonic()
+    in_sweep = is_trial(folder) if begun is None else begun.is_trial
     config = parse(raw)
     from tlx.training.devices import abandon, check_sweep, leave_group
     from tlx.training.plan import check
 
     check(config)
-    if is_trial:
+    if in_sweep:
         check_sweep(config.trainer)
     from tlx.training.checkpoints import Interrupted
-    from tlx.training.job import hold, prepare
+    from tlx.training.job import hold, is_first_process, prepare
     from tlx.training.run import train_stages
     from tlx.training.screen import set_verbosity
 
     set_verbosity(config.verbosity)
     with hold(folder):
+        if begun is not None and is_first_process():
+            begun.keep()
         try:
             job = prepare(config, folder)
             if job.is_first_process and not (folder / "checkpoints").exists():
@@ -146,6 +179,9 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
         except (Interrupted, KeyboardInterrupt) as stop:
             reason = str(stop) or "Ctrl-C"
             way = f"python -m tlx.train resume={shlex.quote(str(folder))}"
+            if begun is not None and in_sweep:
+                sweep = shlex.quote(f"hydra.sweep.dir={folder.parent}")
+                way = f"the same command with {sweep}; for this trial alone: {way}"
             print(f"Stopped by {reason}. To go on: {way}", file=sys.stderr)
             sys.exit(getattr(stop, "exit_code", 130))
         except Exception as error:
@@ -154,8 +190,8 @@ def run(raw: dict[str, Any], folder: Path, is_trial: bool) -> float:
         if job.is_first_process:
             from tlx.conclusion import conclude
 
-            with_test = config.test is True or (config.test == "auto" and not is_trial)
-            report = ("none" if is_trial else "full") if config.report == "auto" else config.report
+            with_test = config.test is True or (config.test == "auto" and not in_sweep)
+            report = ("none" if in_sweep else "full") if config.report == "auto" else config.report
             # at least the stages' own, of which a resumed run has trained a part
             started = min(started, time.monotonic() - sum(stage.seconds for stage in stages))
             conclude(job, stages, started=started, with_test=with_test, report=report)
