@@ -94,6 +94,8 @@ def test_unfinished_runs_are_left_out(tmp_path, capsys):
     compare.main([*map(str, runs), f"output={tmp_path}/out"])
     assert f"Left out: {runs[1]} is not finished." in capsys.readouterr().out
     assert [row["run"] for row in read_csv(tmp_path / "out/runs.csv")] == ["a", "c"]
+    compare.main([str(tmp_path)])  # as a sweep's folder
+    assert f"Left out: {runs[1]} is not finished." in capsys.readouterr().out
 
 
 def test_images_without_labels_have_no_results(tmp_path, capsys):

@@ -58,12 +58,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _trials(folder: Path) -> list[Path]:
-    """The run itself, or the finished ones below a sweep's folder, in its order."""
+    """The run itself, or those below a sweep's folder, in its order."""
     from tlx.data.manifest import natural_key
 
     if (folder / ".hydra").is_dir() or (folder / "metrics.json").is_file():
         return [folder]
-    if trials := [path.parent for path in folder.rglob("metrics.json")]:
+    trials = {path.parent.parent for path in folder.rglob(".hydra/config.yaml")}
+    trials |= {path.parent for path in folder.rglob("metrics.json")}
+    if any((trial / "metrics.json").is_file() for trial in trials):
         return sorted(trials, key=lambda trial: natural_key(str(trial)))
     raise UserError(f"{folder} holds no finished run: there is no metrics.json in or below it.")
 

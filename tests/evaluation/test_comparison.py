@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from tlx.evaluation.comparison import Run, compare_pair, groups, mcnemar
+from tlx.evaluation.intervals import wilson
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,10 @@ def test_runs_that_differ_in_chance_alone_are_taken_together():
 
     accuracies = [0.8, 0.85, 0.83]
     runs = [
-        run(f"run{i}", [True], settings=settings(i, i, 1e-3), accuracy=value)
+        run(f"run{i}", [True], images=[(f"{i:064x}", "cat")], settings=settings(i, i, 1e-3),
+            accuracy=value)
         for i, value in enumerate(accuracies)
-    ]
+    ]  # fmt: skip
     (found,) = groups([*runs, run("other", [True], settings=settings(0, 0, 1e-4))])
     assert found.runs == ("run0", "run1", "run2")
     assert found.score == "accuracy"
@@ -54,3 +56,35 @@ def test_runs_that_differ_in_chance_alone_are_taken_together():
     assert found.sd == pytest.approx(np.std(accuracies, ddof=1))
     expected = stats.t.interval(0.95, 2, loc=np.mean(accuracies), scale=stats.sem(accuracies))
     assert found.ci95 == pytest.approx(expected)
+
+
+def test_seeds_of_one_fold_count_once():
+    runs = [
+        run(f"{fold}{seed}", [True], images=[(f"{fold:064x}", "cat")], accuracy=0.7 + value,
+            settings={"seed": seed, "data": {"fold": fold}})
+        for fold, values in enumerate([(0.1, 0.12), (0.2, 0.22), (0.05, 0.01)])
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+    (found,) = groups(runs)
+    means = [0.81, 0.91, 0.73]
+    expected = stats.t.interval(0.95, 2, loc=np.mean(means), scale=stats.sem(means))
+    assert found.ci95 == pytest.approx((expected[0], min(expected[1], 1.0)))
+
+
+def test_the_interval_over_seeds_reckons_with_other_images():
+    """Each seed adds its own mistakes to those that all make; 200 images are few for either."""
+    rng, covered, repeats, truth = np.random.default_rng(0), 0, 200, 0.85
+    for _ in range(repeats):
+        hard = rng.random(200) < 0.1
+        runs = []
+        for seed in range(5):
+            right = ~hard & (rng.random(200) >= 1 - truth / 0.9)
+            found = run(str(seed), right.tolist(), settings={"seed": seed}, accuracy=right.mean())
+            found.metrics["accuracy_ci95"] = wilson(int(right.sum()), 200)
+            runs.append(found)
+        (group,) = groups(runs)
+        covered += group.ci95[0] <= truth <= group.ci95[1]
+    assert covered / repeats > 0.93
+    for found in runs:
+        del found.metrics["accuracy_ci95"]
+    assert groups(runs)[0].ci95 is None

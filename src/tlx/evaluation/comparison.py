@@ -52,7 +52,7 @@ class Group:
     sd: float
     low: float
     high: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
 
 
 def read_run(
@@ -74,10 +74,9 @@ def compare_pair(first: Run, second: Run) -> Pair:
     ours, theirs = ([image for image, _ in run.right] for run in (first, second))
     if ours != theirs:
         only = len(set(ours) - set(theirs)), len(set(theirs) - set(ours))
-        problem = (
-            f"their images differ: {only[0]} only in the first, {only[1]} only in the second "
-            "(runs of several seeds have the same with data.split_seed=0)"
-        )
+        problem = f"their images differ: {only[0]} only in the first, {only[1]} only in the second"
+        if any(run.settings.get("data", {}).get("split_seed") is None for run in (first, second)):
+            problem += " (runs of several seeds have the same with data.split_seed=0)"
         return Pair(first.name, second.name, problem=problem)
     outcomes = list(zip(first.right, second.right, strict=True))
     first_only = sum(a and not b for (_, a), (_, b) in outcomes)
@@ -118,10 +117,32 @@ def _group(members: Sequence[Run], score: str) -> Group:
     values = np.array([member.metrics[score] for member in members])
     names = tuple(member.name for member in members)
     mean, sd = float(values.mean()), float(values.std(ddof=1))
-    low, high = t_interval(mean, sd, len(values))
-    most = math.inf if score == "loss" else 1.0  # the others are fractions
-    ci95 = (max(0.0, low), min(most, high))
+    ci95 = _interval(members, score)
     return Group(names, score, mean, sd, float(values.min()), float(values.max()), ci95)
+
+
+def _interval(members: Sequence[Run], score: str) -> tuple[float, float] | None:
+    """For other seeds and other images: a t-interval of the folds' (or other splits') means.
+
+    Where all have the same images their spread says nothing of these: half the widths of the
+    seeds' t-interval and of the images' own are then added as independent errors are, in squares.
+    None for a score without such an interval.
+    """
+    by_images: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for member in members:
+        by_images.setdefault(tuple(image for image, _ in member.right), []).append(member)
+    means = np.array([np.mean([m.metrics[score] for m in same]) for same in by_images.values()])
+    values = means if len(means) > 1 else np.array([m.metrics[score] for m in members])
+    mean = float(values.mean())
+    low, high = t_interval(mean, float(values.std(ddof=1)), len(values))
+    if len(means) == 1:
+        own = [member.metrics.get(f"{score}_ci95") for member in members]
+        if None in own:
+            return None
+        below, above = np.abs(np.array(own) - values[:, None]).mean(axis=0)
+        low, high = mean - math.hypot(mean - low, below), mean + math.hypot(high - mean, above)
+    most = math.inf if score == "loss" else 1.0  # the others are fractions
+    return max(0.0, low), min(most, high)
 
 
 def _without_chance(settings: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Any]:

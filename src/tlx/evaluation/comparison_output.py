@@ -27,10 +27,11 @@ def show_comparison(
     console.print(results_table(f"Runs, on {split}", "run", rows))
     if any(pair.p_value is not None for pair in pairs):
         console.print(_pairs(pairs, numbers))
-    for pair in pairs:
-        if pair.problem:
-            text = f"No McNemar test of {pair.first} and {pair.second}: {pair.problem}."
-            console.print(text, markup=False, highlight=False)
+    for problem in dict.fromkeys(pair.problem for pair in pairs if pair.problem):
+        these = [pair for pair in pairs if pair.problem == problem]
+        text = f"{these[0].first} and {these[0].second}"
+        text += f", and of {len(these) - 1} other pairs" if len(these) > 1 else ""
+        console.print(f"No McNemar test of {text}: {problem}.", markup=False, highlight=False)
     if groups:
         console.print(_groups(groups, numbers))
 
@@ -46,7 +47,7 @@ def _pairs(pairs: Sequence[Pair], numbers: Mapping[str, str]) -> Table:
 
 
 def _groups(groups: Sequence[Group], numbers: Mapping[str, str]) -> Table:
-    columns = ("runs", "score", "mean", "sd", "range", "95 % interval of the mean")
+    columns = ("runs", "score", "mean", "sd", "range", "95 % interval")
     rows = table("Runs that differ in seed or fold alone", columns, left=2)
     for g in groups:
         spread = (f"{g.mean:.4f}", f"{g.sd:.4f}", interval((g.low, g.high)), interval(g.ci95))
@@ -74,11 +75,11 @@ def write_comparison(
         dot_plot(runs, split).savefig(temporary, format="png")
 
 
-def _bounds(values: Mapping[str, Any]) -> dict[str, float]:
+def _bounds(values: Mapping[str, Any]) -> dict[str, float | None]:
     """Every interval among the values, as two of their own."""
     pairs = {key: value for key, value in values.items() if key.endswith("ci95")}
     return {
-        f"{key}_{side}": value[i]
+        f"{key}_{side}": None if value is None else value[i]
         for key, value in pairs.items()
         for i, side in enumerate(("low", "high"))
     }

@@ -78,5 +78,8 @@ def table(title: str, columns: Sequence[str], *, left: int) -> Table:
     """The first `left` columns hold text, the others numbers."""
     empty = Table(title=title)
     for i, column in enumerate(columns):
-        empty.add_column(column, justify="left" if i < left else "right", overflow="fold")
+        if i < left:
+            empty.add_column(column, overflow="fold")
+        else:
+            empty.add_column(column, justify="right", no_wrap=True)
     return empty
