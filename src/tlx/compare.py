@@ -23,7 +23,7 @@ tlx compare: runs side by side, with intervals.
   output=FOLDER   write runs.csv, pairs.csv, seeds.csv and compare.png there
 
 Pairs of runs on the same images get McNemar's exact test. Runs that differ in nothing but seed or
-data.fold are also taken together: mean, standard deviation, range and t-interval.
+data.fold are also taken together: mean, standard deviation, range and a 95 % interval.
 """
 
 

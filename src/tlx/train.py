@@ -176,6 +176,16 @@ def run(raw: dict[str, Any], folder: Path, begun: Begun | None = None) -> float:
                 tell_before(job)
             stages = train_stages(job)
             leave_group()
+            if job.is_first_process:
+                from tlx.conclusion import conclude
+
+                with_test = config.test is True or (config.test == "auto" and not in_sweep)
+                report = (
+                    ("none" if in_sweep else "full") if config.report == "auto" else config.report
+                )
+                # at least the stages' own, of which a resumed run has trained a part
+                started = min(started, time.monotonic() - sum(stage.seconds for stage in stages))
+                conclude(job, stages, started=started, with_test=with_test, report=report)
         except (Interrupted, KeyboardInterrupt) as stop:
             reason = str(stop) or "Ctrl-C"
             way = f"python -m tlx.train resume={shlex.quote(str(folder))}"
@@ -187,14 +197,6 @@ def run(raw: dict[str, Any], folder: Path, begun: Begun | None = None) -> float:
         except Exception as error:
             abandon(error)
             raise
-        if job.is_first_process:
-            from tlx.conclusion import conclude
-
-            with_test = config.test is True or (config.test == "auto" and not in_sweep)
-            report = ("none" if in_sweep else "full") if config.report == "auto" else config.report
-            # at least the stages' own, of which a resumed run has trained a part
-            started = min(started, time.monotonic() - sum(stage.seconds for stage in stages))
-            conclude(job, stages, started=started, with_test=with_test, report=report)
     return stages[-1].best
 
 
