@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, log_loss
@@ -267,6 +269,27 @@ def test_a_cache_that_cannot_hold_a_split_is_done_without(
         )
         found = (tmp_path / f"run/predictions/{split}.csv").read_bytes()
         assert found == (trained[0] / f"predictions/{split}.csv").read_bytes()
+
+
+def test_the_programs_of_the_documentation(trained, tmp_path, monkeypatch):
+    run, images = trained
+    picture = next(images.rglob("*.png"))
+    shutil.copy(picture, tmp_path / "picture.jpg")  # by its contents it is a PNG
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs/results.md").read_text("utf-8")
+    first, second = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first.replace("outputs/DATE/TIME", str(run)), names)
+    predict.main([f"run={run}", f"images={tmp_path}/picture.jpg", "output=p.csv", "tta=1"])
+    (row,) = read_csv(tmp_path / "p.csv")
+    assert names["shown"] == pytest.approx({c: float(row[c]) for c in names["model"].classes})
+
+    exec(second, names)
+    several = torch.cat([names["images"].flip(3).mul(k) for k in range(3)])
+    graph = ReferenceEvaluator("model.onnx")
+    (logits,) = graph.run(None, {"images": several.numpy()})
+    with torch.inference_mode():
+        assert torch.from_numpy(logits).allclose(names["model"].classifier(several), atol=1e-4)
 
 
 def test_a_sweep_leaves_the_test_images_alone(image_folder, tmp_path, monkeypatch):

@@ -50,8 +50,9 @@ class Classifier(nn.Module):
             if isinstance(module, _BatchNorm)
         }
 
-    def forward(self, x: Tensor, start: int | Place = 0) -> Tensor:
-        logits: Tensor = self.head(self.backbone(x, start))
+    def forward(self, x: Tensor, start: int | Place | None = None) -> Tensor:
+        # None: the exporter to ONNX makes a tensor of any other default
+        logits: Tensor = self.head(self.backbone(x, 0 if start is None else start))
         return logits
 
     @property
