@@ -24,6 +24,7 @@ CAUSES: Mapping[str, str] = {
     "leak": "the same pictures to train on and to test with",
     "wrong_rows": "predictions matched with the wrong images",
     "class_order": "the classes are numbered differently in the splits",
+    "class_missing": "a split lacks a class",
     "label_conflict": "one picture with several labels",
     "shuffled_labels": "the labels do not belong to the images",
     "augmented_evaluation": "validation or test images are augmented",
@@ -45,7 +46,7 @@ CAUSES: Mapping[str, str] = {
     "still_improving": "training ended while it still helped",
     "few_images": "too few images for the claim",
 }
-TOLD = {"leak", "label_conflict", "small_images"}  # training.job logs these itself
+TOLD = {"leak", "class_missing", "label_conflict", "small_images"}  # training.job logs these itself
 
 
 @dataclass(frozen=True)

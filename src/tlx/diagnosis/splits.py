@@ -94,7 +94,7 @@ def _lacking(split: str, lacking: Sequence[str], train: Sequence[str]) -> Findin
             f"{own.index(moved[0])} and not {train.index(moved[0])}"
         )
     return Finding(
-        "class_order", "warning", evidence,
+        "class_missing", "warning", evidence,
         f"add images of it to {split}; tlx itself numbers the classes once, for all splits",
         {"missing": len(lacking), "moved": len(moved)},
     )  # fmt: skip

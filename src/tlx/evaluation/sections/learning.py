@@ -14,7 +14,7 @@ from tlx.models.classifier import parameter_table
 from tlx.training.plan import meta_classifier
 from tlx.training.unfreezing import apply_stage, plain_stages
 
-SAID_OF_DATA = "leak", "label_conflict", "small_images"  # by the section on them
+SAID_OF_DATA = "leak", "class_missing", "label_conflict", "small_images"  # by the section on them
 
 
 def learning(run: FinishedRun) -> dict[str, Any]:
