@@ -122,7 +122,15 @@ def test_zero_is_a_value():
         (["stage.head.epochs=two"], "stage.head.epochs='two' is not valid; .* a whole number"),
         (["data=folder"], "data.root is not given; add data.root="),
         (["loss=mse"], "loss='mse' is not valid; it takes cross_entropy | binary"),
-        (["head.hidden=256"], "head.hidden=256 is not valid; it takes a list of numbers"),
+        (["head.hidden=256"], r"it takes a list of numbers: 'head.hidden=\[256\]'"),
+        (["threshold=0.5"], r"^threshold=0.5 is not valid; it takes f1 \| youden \| recall:X"),
+        (["threshold=recall"], "^threshold=recall is not valid"),
+        (["data.val=20"], "data.val=20.0 is not a fraction"),
+        (["data.val=0.9"], "data.val=0.9 and data.test=0.25 leave nothing to train on"),
+        (["head.activation=ReLU"], r"unknown head.activation 'ReLU'. Did you mean relu\?"),
+        (["head.dropout=2"], "head.dropout=2.0 is not a fraction"),
+        (["stage.head.scheduler=cosine"], r"'stage.head.scheduler=\{name: cosine\}'"),
+        (["stage.top.optimizer=sgd"], r"'stage.top.optimizer=\{_target_: torch.optim.SGD\}'"),
         (["data.batch_size=0"], "data.batch_size=0 must be above 0"),
         (["seed=-1"], "seed=-1 is negative"),
         (["seed=20000000000000000000"], "is too large"),
@@ -155,7 +163,15 @@ def test_the_help_names_every_choice():
     assert {choice.split("/")[1] for choice in CHOICES} <= set(re.findall(r"\w+", choices))
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["optimizer=adamm"], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["optimizer=adamm"], 2),
+        (["head.dropout=2"], 2),
+        (["data=folder", "data.root=/nope"], 2),
+    ],
+)
 def test_help_and_a_config_error_do_not_import_torch(arguments, code):
     program = (
         "import sys, tlx.train\n"
