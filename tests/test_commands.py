@@ -526,6 +526,39 @@ def test_what_the_machine_refuses_is_said(capsys):
         main(errno.ENOENT)
 
 
+@pytest.mark.parametrize("length", [10, 1_000_000])
+def test_output_that_nobody_reads_to_its_end_ends_the_command(length):
+    program = (
+        "import sys; from tlx.commands import command\n"
+        "@command()\n"
+        f"def main(): sys.stdin.read(); print('x' * {length})\n"
+        "main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
+def test_another_pipe_that_breaks_is_a_fault(capsys):
+    @command()
+    def main():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main()
+
+
+def test_a_file_of_a_run_is_no_run(finished, capsys):
+    for name in ("manifest.csv", "model/model.json"):
+        with pytest.raises(SystemExit):
+            predict.main([f"run={finished / name}", f"images={finished}"])
+        assert f"{name} is a file; a model is in a folder" in capsys.readouterr().err
+
+
 def test_test_images_without_labels_are_predicted(image_folder, tmp_path, monkeypatch):
     rows = ["path,label,split"]
     for place in sorted(image_folder.rglob("*.png")):

@@ -74,8 +74,39 @@ def test_zero_is_a_value():
         (["root=photos"], "Do you mean data.root"),
         (["--epochs", "3"], "--epochs: settings are epochs=VALUE, without dashes"),
         (["tests"], "tests: settings are KEY=VALUE; do you mean data.root=tests"),
-        (["data=folder", "data.root=a,b (c)"], "takes quotes"),
+        (["data=folder", "data.root=a,b (c)"], r"in quotes: \"data.root='a,b \(c\)'\""),
         (["optimizer=adamm"], "unknown optimizer 'adamm'. Did you mean adam or adamw"),
+        (["cache=false"], "unknown cache 'false'. Did you mean off"),
+        (["cache=true"], "unknown cache 'true'. Did you mean on"),
+        (["augment=False"], "unknown augment 'False'. Did you mean none"),
+        (["trainer=0"], "unknown trainer '0'. Valid: auto, cpu"),
+        (["stage=null"], "unknown stage 'null'.* Valid: finetune"),
+        (["stage=[head,top]"], "unknown stage 'top'"),
+        (["experiment=null"], "experiment=null: leave it out"),
+        (["data="], "^unknown data ''. Valid: csv, elpv"),
+        (["data=./photos"], "^data=./photos: no such folder.*data=folder data.root=DIR$"),
+        (["backbone=ResNet-50"], r"'ResNet-50'. Did you mean resnet50\?"),
+        (["optimizer=SGD"], r"Did you mean sgd\?"),
+        (["learning_rate=1"], "Do you mean stage.head.lr or stage.top.lr or optimizer.lr"),
+        (["trainer.max_epochs=1"], "Do you mean stage.head.epochs or stage.top.epochs"),
+        (["freeze=true"], "Do you mean stage or stage.head.train_from or"),
+        (["model=vgg16"], r"unknown key 'model'. Do you mean backbone\?"),
+        (["Größe=3"], "unknown key 'Größe'"),
+        (
+            ["data.hint=Ähre"],
+            "^data.hint=Ähre: a value with Ä takes quotes: \"data.hint='Ähre'\".$",
+        ),
+        (["data.hint=a(b"], r"a value with \( takes quotes"),
+        (
+            ["stage.head.scheduler={name: Ähre}"],
+            "^[^\n]*: a value with Ä takes quotes, \"{NAME: 'VALUE'}\"",
+        ),
+        (["head.hidden=[1"], r"^head.hidden=\[1: brackets and quotes come in pairs.$"),
+        (["data.image_size=224,224"], "^data.image_size=224,224 has several .*one number.* -m "),
+        (["optimizer.lr=choice(1,2)"], "is a sweep: add -m"),
+        (["optimizer.lr=range(a)"], r"^optimizer.lr=range\(a\): cannot read 'range\(a\)': mism"),
+        (["data.class_weights={Ä: 5"], "lacks the } at its end"),
+        (["data.class_weights={a, Ä: 5}"], "a is no NAME: VALUE. A name with , or : takes quotes"),
         (["optimzer.lr=1"], "unknown key 'optimzer.lr'. Did you mean optimizer.lr"),
         (["stage.hed.epochs=1"], "unknown key 'stage.hed.epochs'. Did you mean stage.head.epochs"),
         (
@@ -91,7 +122,15 @@ def test_zero_is_a_value():
         (["stage.head.epochs=two"], "stage.head.epochs='two' is not valid; .* a whole number"),
         (["data=folder"], "data.root is not given; add data.root="),
         (["loss=mse"], "loss='mse' is not valid; it takes cross_entropy | binary"),
-        (["head.hidden=256"], "head.hidden=256 is not valid; it takes a list of numbers"),
+        (["head.hidden=256"], r"it takes a list of numbers: 'head.hidden=\[256\]'"),
+        (["threshold=0.5"], r"^threshold=0.5 is not valid; it takes f1 \| youden \| recall:X"),
+        (["threshold=recall"], "^threshold=recall is not valid"),
+        (["data.val=20"], "data.val=20.0 is not a fraction"),
+        (["data.val=0.9"], "data.val=0.9 and data.test=0.25 leave nothing to train on"),
+        (["head.activation=ReLU"], r"unknown head.activation 'ReLU'. Did you mean relu\?"),
+        (["head.dropout=2"], "head.dropout=2.0 is not a fraction"),
+        (["stage.head.scheduler=cosine"], r"'stage.head.scheduler=\{name: cosine\}'"),
+        (["stage.top.optimizer=sgd"], r"'stage.top.optimizer=\{_target_: torch.optim.SGD\}'"),
         (["data.batch_size=0"], "data.batch_size=0 must be above 0"),
         (["seed=-1"], "seed=-1 is negative"),
         (["seed=20000000000000000000"], "is too large"),
@@ -124,7 +163,15 @@ def test_the_help_names_every_choice():
     assert {choice.split("/")[1] for choice in CHOICES} <= set(re.findall(r"\w+", choices))
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["optimizer=adamm"], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["optimizer=adamm"], 2),
+        (["head.dropout=2"], 2),
+        (["data=folder", "data.root=/nope"], 2),
+    ],
+)
 def test_help_and_a_config_error_do_not_import_torch(arguments, code):
     program = (
         "import sys, tlx.train\n"
@@ -147,9 +194,66 @@ def test_a_regular_expression_and_a_mapping_need_no_second_quotes():
     assert (data.group, data.columns) == (r"(patient\d+)_'", {"label": "breed"})
 
 
+def test_data_that_is_a_folder_is_its_root(monkeypatch, tmp_path):
+    (tmp_path / "my photos (1)").mkdir()
+    (tmp_path / "photos.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is a folder: data=folder 'data.root=my photos \(1\)'$"):
+        config("data=my photos (1)")
+    with pytest.raises(UserError, match=r"is a file: data=csv data.table=.*photos.csv$"):
+        config(f"data={tmp_path}/photos.csv")
+    (tmp_path / "elpv").mkdir()
+    assert config("data=elpv").data.source == "elpv"
+
+
+@pytest.mark.parametrize("name", ["Äpfel", "a(b", "a&b", "it's", "true", "1e5", "05", "a b", "5"])
+def test_a_class_is_taken_as_it_is(name):
+    given = config("data=csv", f"positive={name}", f"data.class_weights={{{name}: 5, b: 2.5}}",
+                   f"data.columns={{label: {name}}}")  # fmt: skip
+    assert given.positive == name
+    assert {str(key): value for key, value in given.data.class_weights.items()} == {
+        name: 5,
+        "b": 2.5,
+    }
+    assert given.data.columns == {"label": name}
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("{'Ä, b': 5, \"c: d\": 2}", {"Ä, b": 5, "c: d": 2}),
+        ("{it's: 1, b's:1e-1}", {"it's": 1, "b's": 0.1}),
+        (r"{a\:b: 1}", {"a:b": 1}),
+        ("balanced", "balanced"),
+        ("null", None),
+    ],
+)
+def test_class_weights_take_any_name(text, weights):
+    assert config(f"data.class_weights={text}").data.class_weights == weights
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "read"),
+    [
+        ("data.root", "2024_03,a b,c (d)", ["2024_03", "a b", "c (d)"]),
+        ("data.root", "choice(a,b)", ["a", "b"]),
+        ("positive", "Äpfel,b,null,'d,e'", ["Äpfel", "b", None, "d,e"]),
+        ("data.class_weights", "balanced,{Ä: 5},{a: 1}", ["balanced", {"Ä": 5}, {"a": 1}]),
+    ],
+)
+def test_what_is_swept_is_read_alike(monkeypatch, tmp_path, key, values, read):
+    given = ["data=csv", f"{key}={values}", f"hydra.sweep.dir={tmp_path}", "-m"]
+    monkeypatch.setattr(sys, "argv", ["tlx.train", *given])
+    found = []
+    run_hydra(lambda begun: found.append(begun.config()))
+    group, _, name = key.rpartition(".")
+    assert [(raw[group] if group else raw)[name] for raw in found] == read
+
+
 @pytest.mark.parametrize(
     "path",
     [
+        "/ends in (1)\\",
         "/photos (1)", "/home/jörg/Fotos", "/it's #1 & [more]", "C:/a~1", "/plain/x-1.zip",
         "/a=b", "lr=0.1/x",
         "2024_01", "1e5", "2024.10", "-7", "true", "#1 two", "[2024] a", "two: new", "@two",

@@ -11,6 +11,7 @@ CHAIN = [
     "errors",
     "files",
     "models.catalog",
+    "models.decision",
     "specs",
     "composition",
     "config",

@@ -63,3 +63,17 @@ def test_json_and_table_tell_the_tensors(capsys):
     summary.main(arguments)
     last = capsys.readouterr().out.splitlines()[-2]
     assert [cell.strip() for cell in last.strip("│").split("│")] == ["tensors", "52", "2"]
+
+
+def test_a_table_of_many_stages_breaks_neither_names_nor_numbers(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    summary.main(["backbone=squeezenet1_1", "num_classes=5", "stage=gradual"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│" in line]
+    assert max(map(len, lines)) <= 80
+    assert ["head", "stem", "1,792", "0"] in rows
+    first = rows.index(["head", "stem", "1,792", "0"])
+    assert ["", "all", "725,061", "2,565"] in rows[first:]
+    assert rows[-1] == ["", "tensors", "52", "52"]
+    summary.main(["backbone=vgg16", "num_classes=5", "stage=finetune"])
+    assert "│ block5  │  7,079,424 │          0 │ 7,079,424 │" in capsys.readouterr().out

@@ -20,20 +20,29 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 def command(help_text: str | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Print `help_text` on --help; print a UserError without a traceback and exit with 2.
 
-    So too where the machine refuses to read or write a file.
+    So too where the machine refuses to read or write a file. What reads the output may stop before
+    its end, as `head` does: that ends the command without a word.
     """
 
     def decorate(main: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            if help_text is not None and {"-h", "--help"} & set(args[0]):  # type: ignore[call-overload]
-                print(help_text, end="")
-                sys.exit(0)
             try:
-                return main(*args, **kwargs)
+                try:
+                    if help_text is not None and {"-h", "--help"} & set(args[0]):  # type: ignore[call-overload]
+                        print(help_text, end="")
+                        sys.exit(0)
+                    return main(*args, **kwargs)
+                finally:  # not when Python ends, which would tell of a reader that is gone
+                    print(end="", flush=True)
             except UserError as error:
                 print(f"tlx: {error}", file=sys.stderr)
                 sys.exit(2)
+            except BrokenPipeError:
+                if _is_output_read():
+                    raise
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)  # as the shell has it for SIGPIPE
             except OSError as error:
                 if error.errno not in REFUSED:
                     raise
@@ -46,6 +55,14 @@ def command(help_text: str | None = None) -> Callable[[Callable[P, T]], Callable
         return run
 
     return decorate
+
+
+def _is_output_read() -> bool:
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def split_arguments(

@@ -25,6 +25,23 @@ PATHS = (
     "data.root", "data.table", "data.exclude", "backbone.weights", "cache.dir", "hydra.run.dir",
     "hydra.sweep.dir",
 )  # fmt: skip
+NAMINGS = ("data.class_weights", "data.columns")  # mappings with names that users' data have
+ODD = r"[^\w /\\.+:@%*?|$-]"  # what Hydra reads otherwise in a text
+PART = (  # what commas outside quotes and brackets divide
+    r"(?:(?<!\w)'(?:\\'|[^'])*'|(?<!\w)\"[^\"]*\"|\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|[^,])+"
+)
+SWEEPS = re.compile(r"(choice|glob|interval|range|shuffle|sort|tag)\(")  # Hydra's functions
+
+# What others call it; with a dot before it, what ends so.
+ALIASES = {
+    "architecture": ["backbone"], "augmentation": ["augment"], "data_dir": [".root"],
+    "data_path": [".root"], "dataset": [".root"], "device": ["trainer"],
+    "early_stopping": [".patience"], "freeze": ["stage", ".train_from"], "gpus": [".devices"],
+    "img_size": [".image_size"], "input_size": [".image_size"], "learning_rate": [".lr"],
+    "max_epochs": [".epochs"], "model": ["backbone"], "n_epochs": [".epochs"],
+    "num_epochs": [".epochs"], "output_dir": ["hydra.run.dir"], "pretrained": [".weights"],
+    "workers": [".num_workers"],
+}  # fmt: skip
 
 LONGEST_NAME = 200  # bytes, of a trial's folder; file systems take 255
 
@@ -142,28 +159,101 @@ def _unused(path: str) -> str:
 
 def as_typed(path: str) -> str:
     """Without the quotes that Hydra takes off, and the ~ that the shell leaves."""
-    is_quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
-    return os.path.expanduser(path[1:-1] if is_quoted else path)
+    return os.path.expanduser(_unquoted(path))
+
+
+def _unquoted(text: str) -> str:
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if is_quoted else text
 
 
 def _quoted(argument: str) -> str:
-    """Regular expressions, and paths with characters that Hydra reads otherwise, as they are."""
+    """Regular expressions, paths, names and choices that Hydra reads otherwise, as they are."""
     key, _, value = argument.partition("=")
-    if value in ("", "null") or value[0] in "'\"":
+    is_choice = key.isidentifier() and (conf_dir() / key).is_dir()
+    if not value or (value == "null" and not is_choice) or value[0] in "'\"":
         return argument
-    if key in PATHS:  # the shell leaves the ~ of KEY=~/… alone
+    if key in (*PATHS, "data"):  # the shell leaves the ~ of KEY=~/… alone
         value = os.path.expanduser(value)
         is_file = os.path.isfile(value) or (os.path.isdir(value) and key == "data.root")
-        if is_file:  # to be found from other folders too
+        if is_file and key in PATHS:  # to be found from other folders too
             value = os.path.abspath(value)
         argument = f"{key}={value}"
-    is_odd = re.search(r"[^\w /\\.+:@%*?|$-]", value, re.ASCII)
-    is_odd = is_odd or re.fullmatch(r"[-+.\d_]*(e[-+\d_]+|inf|nan)?|true|false", value, re.I)
-    is_path = key in PATHS and is_odd and not re.search(r",|\$\{", value)  # no sweep, no reference
-    if not (key == "data.group" or is_path):
+    if key == "data.group" or (key == "data" and os.path.exists(value)):
+        return f"{key}={_in_quotes(value)}"
+    if "${" in value or SWEEPS.match(value):
         return argument
-    escaped = value.replace("'", r"\'")
-    return f"{key}='{escaped}'"
+    if is_choice:
+        is_misread = _is_no_choice
+    elif key in (*PATHS, "positive"):
+        is_misread = _is_misread
+    elif key in NAMINGS and not _keeps_names(argument):
+        is_misread = _is_mapping
+    else:
+        return argument
+    quoted = re.sub(PART, lambda m: _in_quotes(m[0].strip()) if is_misread(m[0]) else m[0], value)
+    return f"{key}={quoted}"
+
+
+def _in_quotes(text: str) -> str:
+    """As Hydra reads them: a quote takes a backslash, and each backslash before a quote another."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), text)
+    return f"'{escaped}'"
+
+
+def _is_misread(text: str) -> bool:
+    return _unquoted(text) == text and bool(re.search(ODD, text, re.ASCII) or _is_no_text(text))
+
+
+def _is_no_text(text: str) -> bool:
+    return bool(re.fullmatch(r"[-+.\d_]*(e[-+\d_]+|inf|nan)?|true|false", text, re.IGNORECASE))
+
+
+def _is_no_choice(text: str) -> bool:
+    return text.casefold() == "null" or _is_no_text(text)
+
+
+def _is_mapping(text: str) -> bool:
+    return text.strip().startswith("{")
+
+
+def _keeps_names(argument: str) -> bool:
+    """Whether Hydra reads the mapping, and its names as texts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        return False
+    if not isinstance(value, dict):
+        return True
+    names = [*value, *value.values()] if argument.startswith("data.columns") else value
+    return all(isinstance(name, str) for name in names)
+
+
+def _mapping(key: str, text: str) -> dict[str, Any]:
+    """Of `{CLASS: NUMBER}` or `{COLUMN: NAME}`, where names may have any letters."""
+    if not text.endswith("}"):
+        raise UserError(f"{key}={text} lacks the }} at its end.")
+    pairs: dict[str, Any] = {}
+    for part in re.findall(PART, text.strip()[1:-1]):
+        is_column = key == "data.columns"
+        name, colon, value = part.partition(":") if is_column else part.rpartition(":")
+        if not colon:
+            raise UserError(
+                f"{key}={text}: {part.strip()} is no NAME: VALUE. A name with , or : takes quotes."
+            )
+        name, value = _unquoted(name.strip()), value.strip()
+        pairs[name] = _unquoted(value) if is_column else _number(value)
+    return pairs
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _name_trials_by_what_differs() -> None:
@@ -206,7 +296,13 @@ def _plain(node: Any) -> dict[str, Any]:
         hint = OmegaConf.select(node, "data.hint") if key == "data.root" else None
         text = f"{key} is not given; add {key}=… to the command. {hint or ''}"
         raise UserError(text.strip()) from None
-    return typing.cast(dict[str, Any], raw)
+    raw = typing.cast(dict[str, Any], raw)
+    for key in NAMINGS:
+        group, name = key.split(".")
+        given = (raw.get(group) or {}).get(name)
+        if isinstance(given, str) and given.startswith("{"):  # see _quoted
+            raw[group][name] = _mapping(key, given)
+    return raw
 
 
 def _register_backbones() -> None:
@@ -233,20 +329,71 @@ class _readable_errors:  # noqa: N801
 
 
 def _explain(error: BaseException) -> UserError:
+    from hydra.errors import OverrideParseException
+
     text = str(error)
     if found := re.search(r"Could not override '([\w.@/-]+)'", text):
         return _no_such_key(found[1])
-    if found := re.search(r"Could not find '([\w]+)/([\w.-]+)'", text):
-        group, name = found[1], found[2]
-        names = {p.stem for p in (conf_dir() / group).glob("*.yaml")}
-        return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
-    said = text.split("\nfull_key", maxsplit=1)[0].strip()
-    if "override_grammar" in said:  # Hydra's page about it
-        first = said.splitlines()[0]
-        return UserError(
-            f"{first}. A value with , ( [ {{ or = in it takes quotes: \"KEY='VALUE'\"."
+    if found := re.search(r"Could not (?:find|load) '(\w+)/(.*?)'\.?(\n|$)", text):
+        return _no_such_choice(found[1], found[2])
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if found := re.search(r"^(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        return _several(found[1])
+    return UserError(text.split("\nfull_key", maxsplit=1)[0].strip())
+
+
+def _no_such_choice(group: str, name: str) -> UserError:
+    if group == "data" and name and Path(name).exists():
+        is_table = Path(name).suffix in (".csv", ".tsv")
+        fix = (
+            ["data=csv", f"data.table={name}"] if is_table else ["data=folder", f"data.root={name}"]
         )
-    return UserError(said)
+        kind = "folder" if Path(name).is_dir() else "file"
+        return UserError(f"data={name} is a {kind}: {shlex.join(fix)}")
+    if group == "data" and re.search(r"[/\\]", name):
+        return UserError(f"data={name}: no such folder. One is given by data=folder data.root=DIR")
+    if group == "experiment" and _is_no_choice(name):
+        return UserError(f"experiment={name}: leave it out for none.")
+    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
+
+
+def _unreadable(error: Any) -> UserError:
+    """Of what Hydra's grammar does not take."""
+    key, _, value = error.override.partition("=")
+    if not re.fullmatch(r"[\w+~./@:$-]+", key, re.ASCII):
+        return _no_such_key(key)
+    if SWEEPS.match(value):
+        said = error.message.splitlines()[-2]
+        return UserError(
+            f"{error.override}: {re.sub(r'.* while evaluating', 'cannot read', said)}."
+        )
+    is_nested = value[:1] in ("{", "[")
+    known = ODD.replace("[^", r"[^{}\[\],") if is_nested else ODD
+    found = re.search(known, value, re.ASCII)
+    if not is_nested:
+        what = f"a value with {found[0]}" if found else "it"
+        fix = f'takes quotes: "{key}={_in_quotes(value)}"'
+    elif found:
+        what = f"a value with {found[0]}"
+        fix = "takes quotes, \"{NAME: 'VALUE'}\"; NAME has a to z, digits, _ and - alone"
+    else:
+        what, fix = "brackets and quotes", "come in pairs"
+    return UserError(f"{error.override}: {what} {fix}.")
+
+
+def _several(override: str) -> UserError:
+    key, _, value = override.partition("=")
+    if SWEEPS.match(value):
+        return UserError(f"{override} is a sweep: add -m for a run with each value.")
+    bare = value.replace("'", "")
+    is_number = all(_is_no_text(part) for part in value.split(","))
+    one = "one number" if is_number else f"one (if it has commas, in quotes: \"{key}='{bare}'\")"
+    return UserError(
+        f"{key}={bare} has several values. Give {one}, or a list in brackets, '{key}=[{bare}]', "
+        "where it takes one, or -m for a run with each."
+    )
 
 
 def _no_such_key(key: str) -> UserError:
@@ -255,8 +402,11 @@ def _no_such_key(key: str) -> UserError:
         group = key.split(".", maxsplit=1)[0]
         return UserError(f"{key} is not a key of this {group}; leave it out, or choose another.")
     parent, _, name = key.rpartition(".")
-    if near and (deeper := _ending_in(key, near)):
-        return UserError(f"unknown key {key!r}. Do you mean {' or '.join(deeper)}?")
+    likely = _ending_in(key, near)
+    for meant in ALIASES.get(name, ()):
+        likely += _nearby_keys(meant[1:]) if meant[0] == "." else [meant]
+    if likely:
+        return UserError(f"unknown key {key!r}. Do you mean {' or '.join(likely)}?")
     if near:
         return unknown("key", key, near)
     if parent not in (above := _nearby_keys(parent)):

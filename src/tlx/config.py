@@ -7,11 +7,13 @@ import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tlx.composition import stage_defaults
 from tlx.errors import UserError, unknown
 from tlx.models.catalog import family_of
+from tlx.models.decision import parse_aim
 from tlx.specs import (
     AugmentSpec,
     BackboneSpec,
@@ -23,11 +25,14 @@ from tlx.specs import (
     PreprocessSpec,
     StageSpec,
     TrainerSpec,
+    check_fractions,
+    check_layers,
 )
 
 T = TypeVar("T")
 
 
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
 POSITIVE = {
     "data.batch_size", "data.image_size", "trainer.accumulate", "trainer.clip", "trainer.num_nodes",
     "trainer.devices", "data.per_class", "tta", "trainer.checkpoint_steps", "trainer.limit_epochs",
@@ -48,6 +53,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     hints = typing.get_type_hints(Config)
     groups = {"backbone", "head", "preprocess", "data", "augment", "cache", "trainer", "stages"}
     plain = {k: top[k] for k in hints if k not in groups}
+    if (threshold := top["threshold"]) is not None:
+        parse_aim(str(threshold))  # raises, for a number too
     config = Config(
         backbone=_typed(BackboneSpec, top["backbone"], "backbone"),
         head=_typed(HeadSpec, top["head"], "head"),
@@ -60,6 +67,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
         **{k: _checked(v, hints[k], k) for k, v in plain.items()},
     )
     family_of(config.backbone.name)  # raises for a name that is none
+    check_fractions(config.data.val, config.data.test)
+    check_layers(config.head.hidden, config.head.activation, config.head.dropout)
     if config.seed < 0:
         raise UserError(f"seed={config.seed} is negative; give 0 or more.")
     if config.seed >= 2**63:
@@ -67,6 +76,13 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if (config.data.num_workers or 0) < 0:
         raise UserError(f"data.num_workers={config.data.num_workers} is negative; give 0 or more.")
     return config
+
+
+def check_root(data: DataSpec) -> None:
+    """Raises where the images are to come from a folder that is not there."""
+    is_made = data.source == "torchvision"  # its downloads make the folder
+    if data.root is not None and not is_made and not Path(data.root).expanduser().exists():
+        raise UserError(f"data.root={data.root}: no such folder. {data.hint or ''}".strip())
 
 
 def _stages(
@@ -92,6 +108,7 @@ def _stages(
         own.pop("lr_scale", None)
         if "lr" in (own.get("optimizer") or {}):
             raise UserError(f"{key}.optimizer.lr: write {key}.lr={own['optimizer']['lr']} instead.")
+        _check_own(own, key)
         own["optimizer"] = _optimizer(own.get("optimizer") or optimizer, lr, key)
         own["scheduler"] = own.get("scheduler") or scheduler
         spec = _typed(StageSpec, {"name": name, **own}, key)
@@ -107,6 +124,16 @@ def _stages(
             )
         specs.append(spec)
     return tuple(specs)
+
+
+def _check_own(own: Mapping[str, Any], key: str) -> None:
+    """A stage's own scheduler or optimizer is no choice: stage.NAME.scheduler=cosine."""
+    if isinstance(given := own.get("scheduler"), str):
+        fix = f"scheduler={{name: {given}}}"
+        raise UserError(f"{key}.scheduler={given}: a stage's own is '{key}.{fix}'.")
+    if isinstance(given := own.get("optimizer"), str):
+        fix = f"optimizer={{_target_: torch.optim.{OPTIMIZERS.get(given.casefold(), given)}}}"
+        raise UserError(f"{key}.optimizer={given}: a stage's own is '{key}.{fix}'.")
 
 
 def _check_rates(spec: StageSpec, key: str) -> None:
@@ -150,7 +177,8 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
                 raise UserError(f"{key}={value} must be above 0.")
             return converted
     wanted = " or ".join(_spell(option) for option in options)
-    raise UserError(f"{key}={value!r} is not valid; it takes {wanted}.")
+    fix = f": '{key}=[{value}]'" if hint == tuple[int, ...] and isinstance(value, int) else ""
+    raise UserError(f"{key}={value!r} is not valid; it takes {wanted}{fix}.")
 
 
 def _as(value: Any, option: Any) -> tuple[bool, Any]:  # noqa: PLR0911

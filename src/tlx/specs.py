@@ -3,9 +3,11 @@
 What each means and which values it takes stands beside it in conf/.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from tlx.errors import UserError, unknown
 
 BatchNorm = Literal["frozen", "statistics", "trainable"]
 
@@ -24,6 +26,21 @@ class HeadSpec:
     activation: str
     dropout: float
     allow_softmax: bool
+
+
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softmax")
+
+
+def check_layers(hidden: Sequence[int], activation: str, dropout: float) -> None:
+    """Of a head: `dropout` is a fraction."""
+    if activation not in ACTIVATIONS:
+        raise unknown("head.activation", activation, ACTIVATIONS)
+    if any(width < 1 for width in hidden):
+        raise UserError(f"head.hidden={list(hidden)}: each width must be at least 1")
+    if not 0 <= dropout < 1:
+        raise UserError(
+            f"head.dropout={dropout} is not a fraction: it must be at least 0 and below 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,15 @@ class DataSpec:
     decode_cache: Literal["off", "ram", "disk"]
     decode_cache_bytes: float
     hint: str | None = None  # where the images of an experiment come from
+
+
+def check_fractions(val: float, test: float) -> None:
+    """Train gets what val and test leave, which has to be something."""
+    for name, fraction in (("val", val), ("test", test)):
+        if not 0 <= fraction < 1:
+            raise UserError(f"data.{name}={fraction} is not a fraction: 0 or more, below 1.")
+    if val + test >= 1:
+        raise UserError(f"data.val={val} and data.test={test} leave nothing to train on.")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlx.commands import command, split_arguments
 from tlx.composition import compose
 from tlx.config import parse
 from tlx.errors import UserError
 from tlx.specs import Config
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HELP = """\
 tlx summary: the parameter table, per block and in total, trainable and frozen.
@@ -84,14 +87,29 @@ def summarize(config: Config, num_classes: int) -> dict[str, Any]:
 
 def _show(tables: dict[str, Any]) -> None:
     from rich.console import Console
+
+    console = Console()
+    wide = _by_block(tables)
+    needed = console.measure(wide, options=console.options.update(max_width=10_000)).maximum
+    console.print(wide if needed <= console.width else _by_stage(tables))
+
+
+def _table(tables: dict[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> "Table":
     from rich.table import Table
 
-    stages = tables["stages"]
     table = Table(title=f"{tables['backbone']}, {tables['num_classes']} classes: parameters")
-    table.add_column("block")
-    table.add_column("total", justify="right")
-    for stage in stages:
-        table.add_column(f"trainable in {stage['name']}", justify="right", overflow="fold")
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _by_block(tables: dict[str, Any]) -> "Table":
+    """A row for each block, a column for each stage."""
+    stages = tables["stages"]
+    names = [f"trainable\nin {stage['name']}" for stage in stages]
+    table = _table(tables, ["block"], ["total", *names])
     for i, block in enumerate(stages[0]["blocks"]):
         counts = [f"{stage['blocks'][i]['trainable']:,}" for stage in stages]
         table.add_row(block["name"], f"{block['total']:,}", *counts)
@@ -99,7 +117,22 @@ def _show(tables: dict[str, Any]) -> None:
     table.add_row("all", f"{tables['total']:,}", *(f"{s['trainable']:,}" for s in stages))
     table.add_row("frozen", "", *(f"{s['frozen']:,}" for s in stages))
     table.add_row("tensors", f"{tables['tensors']}", *(f"{s['trainable_tensors']}" for s in stages))
-    Console().print(table)
+    return table
+
+
+def _by_stage(tables: dict[str, Any]) -> "Table":
+    """A row for each block of each stage, for stages that are too many to stand side by side."""
+    table = _table(tables, ["stage", "block"], ["total", "trainable"])
+    for stage in tables["stages"]:
+        for i, block in enumerate(stage["blocks"]):
+            name = "" if i else stage["name"]
+            table.add_row(name, block["name"], f"{block['total']:,}", f"{block['trainable']:,}")
+        table.add_section()
+        table.add_row("", "all", f"{stage['total']:,}", f"{stage['trainable']:,}")
+        table.add_row("", "frozen", "", f"{stage['frozen']:,}")
+        table.add_row("", "tensors", f"{stage['tensors']}", f"{stage['trainable_tensors']}")
+        table.add_section()
+    return table
 
 
 if __name__ == "__main__":

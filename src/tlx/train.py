@@ -23,7 +23,7 @@ from tlx.composition import (
     run_hydra,
     saved_config,
 )
-from tlx.config import parse
+from tlx.config import check_root, parse
 from tlx.errors import UserError
 from tlx.files import locked
 
@@ -153,6 +153,7 @@ def run(raw: dict[str, Any], folder: Path, begun: Begun | None = None) -> float:
     started = time.monotonic()
     in_sweep = is_trial(folder) if begun is None else begun.is_trial
     config = parse(raw)
+    check_root(config.data)  # `check` does too, but torch takes seconds to come
     from tlx.training.devices import abandon, check_sweep, leave_group
     from tlx.training.plan import check
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tlx import specs
 from tlx.errors import UserError
 from tlx.models.heads import ACTIVATIONS, Head, check_activation
 
@@ -92,7 +93,7 @@ def test_activations() -> None:
         "sigmoid": (0.268941, 0.880797),
         "softmax": (0.047426, 0.952574),
     }
-    assert set(ACTIVATIONS) == set(expected)
+    assert set(ACTIVATIONS) == set(specs.ACTIVATIONS) == set(expected)
     for name, values in expected.items():
         torch.testing.assert_close(
             ACTIVATIONS[name]()(x), torch.tensor([values]), atol=1e-5, rtol=0

@@ -16,7 +16,7 @@ from tlx.data.images import Decoding, UnreadableImage
 from tlx.data.leaks import settle_leaks
 from tlx.data.manifest import SPLITS, Manifest, Record, Sample, natural_key
 from tlx.data.scan import Scanned, scan, verify
-from tlx.data.splits import check_fractions, draw_splits, few_shot
+from tlx.data.splits import draw_splits, few_shot
 from tlx.data.tables import find_below, read_elpv, read_table
 from tlx.data.torchvision_sets import images_root, read_torchvision
 from tlx.errors import UserError
@@ -35,7 +35,6 @@ def build_manifest(spec: DataSpec, *, seed: int) -> Manifest:
     not, `val` is the fraction taken out of train. Raises UserError naming what is wrong and the
     fix.
     """
-    check_fractions(spec.val, spec.test)
     seed = seed if spec.split_seed is None else spec.split_seed
     root = data_root(spec)
     records = list_records(spec, root)

@@ -12,19 +12,11 @@ from tlx.data.allocation import allocate, share
 from tlx.data.grouping import Ints, Kind, deal
 from tlx.data.manifest import SPLITS, natural_key
 from tlx.errors import UserError
+from tlx.specs import check_fractions
 
 _Images = tuple[Sequence[str], Sequence[str], Sequence[str]]  # paths, strata, groups
 
 log = logging.getLogger(__name__)
-
-
-def check_fractions(val: float, test: float) -> None:
-    """Train gets what val and test leave, which has to be something."""
-    for name, fraction in (("val", val), ("test", test)):
-        if not 0 <= fraction < 1:
-            raise UserError(f"data.{name}={fraction} is not a fraction: 0 or more, below 1.")
-    if val + test >= 1:
-        raise UserError(f"data.val={val} and data.test={test} leave nothing to train on.")
 
 
 def draw_splits(  # noqa: PLR0913 — the settings of data=, by name

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tlx.errors import UserError, unknown
+
+if TYPE_CHECKING:  # `config` reads the aim before anything slow is imported
+    import numpy as np
+    from numpy.typing import NDArray
 
 AIM = re.compile(r"(f1|youden)|(recall|precision):(\d*\.?\d+)")
 
@@ -52,8 +54,10 @@ def positive_class(positive: str | None, classes: tuple[str, ...]) -> int:
     return classes.index(positive)
 
 
-def decide(probabilities: NDArray[np.float64], decision: Decision | None) -> NDArray[np.int64]:
+def decide(probabilities: "NDArray[np.float64]", decision: Decision | None) -> "NDArray[np.int64]":
     """The predicted class's index for every row of (n, classes) probabilities."""
+    import numpy as np
+
     if decision is None:
         return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
     chosen = probabilities[:, decision.positive] >= decision.threshold

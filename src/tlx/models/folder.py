@@ -144,7 +144,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise _incomplete(path, error) from None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(_way_to_a_model(path.parent)) from None
     if not isinstance(description, dict):
         raise _incomplete(path, TypeError("no JSON object"))
@@ -164,6 +164,8 @@ def _way_to_a_model(folder: Path) -> str:
             f"no trained model in {run} (model.json is missing): did the run reach its end? "
             f"python -m tlx.train resume={shlex.quote(str(run))} continues it."
         )
+    if folder.is_file():
+        return f"{folder} is a file; a model is in a folder: give that of the run."
     if not folder.is_dir():
         return f"no such folder: {folder}."
     return f"no trained model in {folder}: it has no model.json, and is no run's folder."

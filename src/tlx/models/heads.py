@@ -8,9 +8,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from tlx import errors
+from tlx.specs import check_layers
 
 POOLS = ("avg", "flatten")
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {  # of all that `specs` names
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -73,7 +74,8 @@ class Head(nn.Module):
         Raises UserError for an unknown name or a number out of its range.
         """
         super().__init__()
-        _check(num_outputs, pool, hidden, activation, dropout)
+        _check(num_outputs, pool)
+        check_layers(hidden, activation, dropout)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if norm is not None:
             layers["norm"] = norm
@@ -114,18 +116,8 @@ def _pooled_width(feature_shape: tuple[int, ...], pool: str) -> int:
     return feature_shape[0] if len(feature_shape) == 3 else feature_shape[-1]
 
 
-def _check(
-    num_outputs: int, pool: str, hidden: Sequence[int], activation: str, dropout: float
-) -> None:
+def _check(num_outputs: int, pool: str) -> None:
     if pool not in POOLS:
         raise errors.unknown("head.pool", pool, POOLS)
-    if activation not in ACTIVATIONS:
-        raise errors.unknown("head.activation", activation, ACTIVATIONS)
     if num_outputs < 1:
         raise errors.UserError(f"a head needs at least one output, not {num_outputs}")
-    if any(width < 1 for width in hidden):
-        raise errors.UserError(f"head.hidden={list(hidden)}: each width must be at least 1")
-    if not 0 <= dropout < 1:
-        raise errors.UserError(
-            f"head.dropout={dropout} is not a fraction: it must be at least 0 and below 1"
-        )

@@ -2,10 +2,10 @@
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
+from tlx.config import check_root
 from tlx.data.augment import Augment
 from tlx.data.datamodule import share_of_batch
 from tlx.data.images import Decoding
@@ -15,7 +15,6 @@ from tlx.data.targets import TargetPolicy
 from tlx.data.tta import tta_augment
 from tlx.errors import UserError
 from tlx.models.classifier import Classifier
-from tlx.models.decision import parse_aim
 from tlx.models.folder import Architecture, build_classifier
 from tlx.models.heads import check_activation
 from tlx.models.outputs import num_outputs
@@ -102,14 +101,9 @@ def check(config: Config) -> None:
     """Raise for every mistake that shows without reading images or weights."""
     check_devices(config.trainer)
     share_of_batch(config.data.batch_size, process_count(config.trainer))
-    root = config.data.root
-    is_made = config.data.source == "torchvision"  # its downloads make the folder
-    if root is not None and not is_made and not Path(root).expanduser().exists():
-        raise UserError(f"data.root={root}: no such folder. {config.data.hint or ''}".strip())
+    check_root(config.data)
     tta_augment(Augment(**asdict(config.augment)), config.tta)
     TargetPolicy(config.label_smoothing)
-    if config.threshold is not None:
-        parse_aim(config.threshold)
     for stage in config.stages:
         check_schedule(stage.scheduler, stage.name)
         _check_fused(config, stage)
