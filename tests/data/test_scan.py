@@ -14,26 +14,23 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from tlx.data import parallel
+from tlx.data import parallel, scan_cache
 from tlx.data import scan as scanning
 from tlx.data.images import Decoding, UnreadableImage
 from tlx.data.manifest import Manifest, Sample
 from tlx.data.scan import Scanned, examine, perceptual_hash, scan, verify
-from tlx.data.scan_cache import SETTLED
 from tlx.errors import UserError
 from tlx.files import cache_dir
 
 
-def age(folder: Path) -> None:
-    """Make files old enough to be kept: what was just written may change unnoticed."""
-    for path in folder.rglob("*.*"):
-        status = path.stat()
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 2 * SETTLED))
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are kept at once: nobody can set the time of their change."""
+    monkeypatch.setattr(scan_cache, "SETTLED", 0)
 
 
 @pytest.fixture
-def old_folder(image_folder: Path) -> tuple[Path, list[str]]:
-    age(image_folder)
+def old_folder(image_folder: Path, settled: None) -> tuple[Path, list[str]]:
     return image_folder, sorted(str(p.relative_to(image_folder)) for p in image_folder.rglob("*.*"))
 
 
@@ -97,7 +94,6 @@ def test_what_cannot_be_read_is_an_error_in_its_place(image_folder: Path) -> Non
 def test_a_second_scan_reads_only_what_changed(old_folder, read_paths, write_image) -> None:
     root, paths = old_folder
     (root / "red" / "0.png").write_bytes(b"no image")
-    age(root / "red")
     first = scan(root, paths)
     assert len(read_paths) == 24
     write_image(root / "red" / "3.png", seed=7)
@@ -109,20 +105,33 @@ def test_a_second_scan_reads_only_what_changed(old_folder, read_paths, write_ima
     assert second == first
 
 
-def test_a_file_of_the_same_size_changed_right_after_the_scan_is_read_again(
-    image_folder: Path, read_paths: list[str]
+def test_another_file_of_the_same_size_and_time_is_read(old_folder) -> None:
+    """As `rsync -t` and `tar` leave it."""
+    root, paths = old_folder
+    first = scan(root, paths)
+    manifest = manifest_of(root, paths)
+    path = root / "red" / "0.png"
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match=r"red/0\.png: changed"):
+        verify(manifest)
+    assert [p for p, found in scan(root, paths).items() if found != first[p]] == ["red/0.png"]
+
+
+def test_a_file_changed_right_after_the_scan_is_read_again(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = image_folder / "red" / "0.png"
-    status = path.stat()
+    at = scan_cache.stamp(path)
+    monkeypatch.setattr(scanning, "stamp", lambda _: at)  # within the clock's resolution
     scan(image_folder, ["red/0.png"])
     path.write_bytes(path.read_bytes()[::-1])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # within the clock's resolution
     assert isinstance(scan(image_folder, ["red/0.png"])["red/0.png"], UnreadableImage)
 
 
-def test_each_decoding_has_its_own_results(tmp_path: Path) -> None:
+def test_each_decoding_has_its_own_results(tmp_path: Path, settled: None) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    age(tmp_path)
     for alpha, mean in (("white", 255.0), ("black", 0.0)) * 2:
         found = scan(tmp_path, ["clear.png"], Decoding(alpha=alpha))["clear.png"]
         assert found.mean == mean  # type: ignore[union-attr]

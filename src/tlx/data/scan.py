@@ -48,7 +48,7 @@ Result = Scanned | UnreadableImage
 def scan(root: Path, paths: Sequence[str], decode: Decoding | None = None) -> dict[str, Result]:
     """What is in each file, in the order of `paths`; an error in place of what cannot be read.
 
-    Results are kept between calls: only files of another size or time of change are read again.
+    Results are kept between calls: only files of another size or time are read again.
     """
     decode = replace(decode or Decoding(), side=None)  # all of the picture is looked at
     results: dict[str, Result | None] = dict.fromkeys(paths)

@@ -13,22 +13,27 @@ from tlx.files import cache_dir
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # counted up when what is kept changes its meaning
+FORMAT = 2  # counted up when what is kept changes its meaning
 COLUMNS = "reason, sha256, width, height, phash, mean, deviation, is_grey, thumbnail"
-SETTLED = 2_000_000_000  # ns: a file changed less than this ago may change again unnoticed
+SETTLED = 2_000_000_000  # ns: a file changed so shortly before it is read may again, unnoticed
 
 
 class Stamp(NamedTuple):
-    """What tells a file from an older one of the same path."""
+    """What tells a file from an older one of the same path.
+
+    Copies may keep the time of another file's contents, as `rsync -t` and `tar` do; nobody sets
+    the time of change.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
 
 
 def stamp(path: Path) -> Stamp:
     """Raises OSError when there is no such file."""
     status = os.stat(path)
-    return Stamp(status.st_size, status.st_mtime_ns)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class ScanCache:
@@ -39,6 +44,7 @@ class ScanCache:
 
     def __init__(self, root: Path, policy: str) -> None:
         self.policy = policy
+        self.settled = time.time_ns() - SETTLED
         place = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
         self.path = cache_dir() / "scan" / f"{FORMAT}-{place}.sqlite"
         try:
@@ -53,7 +59,7 @@ class ScanCache:
         database = sqlite3.connect(name, timeout=60)
         database.execute(
             "CREATE TABLE IF NOT EXISTS files (path BLOB, policy TEXT, size INTEGER, "
-            f"mtime_ns INTEGER, {COLUMNS}, PRIMARY KEY (path, policy))"
+            f"mtime_ns INTEGER, ctime_ns INTEGER, {COLUMNS}, PRIMARY KEY (path, policy))"
         )
         return database
 
@@ -65,13 +71,15 @@ class ScanCache:
 
     def find(self, path: str, at: Stamp) -> tuple[Any, ...] | None:
         """The values of COLUMNS, or None when the file is not known as it is now."""
-        query = f"SELECT size, mtime_ns, {COLUMNS} FROM files WHERE path = ? AND policy = ?"
+        query = f"SELECT size, mtime_ns, ctime_ns, {COLUMNS} FROM files "
+        query += "WHERE path = ? AND policy = ?"
         row = self._first(query, (os.fsencode(path), self.policy))
-        return row[2:] if row is not None and row[:2] == at else None
+        return row[3:] if row is not None and row[:3] == at else None
 
     def digest(self, path: str, at: Stamp) -> str | None:
         """The file's sha256 when any policy knows it."""
-        query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?"
+        query = "SELECT sha256 FROM files "
+        query += "WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ?"
         row = self._first(query, (os.fsencode(path), *at))
         return row[0] if row is not None else None
 
@@ -83,14 +91,16 @@ class ScanCache:
         return row
 
     def keep(self, rows: Iterable[tuple[str, Stamp, tuple[Any, ...]]]) -> None:
-        """(path, stamp from before it was read, the values of COLUMNS) of each file."""
-        settled = time.time_ns() - SETTLED
+        """(path, stamp from before it was read, the values of COLUMNS) of each file.
+
+        Not of those that changed shortly before this was opened.
+        """
         values = [
             (os.fsencode(path), self.policy, *at, *row)
             for path, at, row in rows
-            if at.mtime_ns < settled
+            if max(at.mtime_ns, at.ctime_ns) < self.settled
         ]
-        marks = ", ".join("?" * (4 + COLUMNS.count(",") + 1))
+        marks = ", ".join("?" * (5 + COLUMNS.count(",") + 1))
         try:
             with self.database:
                 self.database.executemany(f"REPLACE INTO files VALUES ({marks})", values)
