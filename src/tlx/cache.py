@@ -148,14 +148,16 @@ def _clear(folders: Sequence[Path], days: float) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from tlx.training.cache_folder import readable
+
     if "removed" in found:
-        print(f"{found['removed']} entries removed, {_gigabytes(found['bytes'])}; "
+        print(f"{found['removed']} entries removed, {readable(found['bytes'])}; "
               f"{found['in_use']} are in use.")  # fmt: skip
         return
     print("\n".join(found["folders"]))
     if "count" in found:
-        print(f"{found['count']} entries, {_gigabytes(found['bytes'])}, of which in use "
-              f"{_gigabytes(found['in_use'])}; {found['foreign']} foreign files.")  # fmt: skip
+        print(f"{found['count']} entries, {readable(found['bytes'])}, of which in use "
+              f"{readable(found['in_use'])}; {found['foreign']} foreign files.")  # fmt: skip
         return
     for row in found["entries"]:
         what = f"{row['backbone']} before {row['before']}" if row["backbone"] else ""
@@ -163,14 +165,10 @@ def _show(found: dict[str, Any]) -> None:
         split = row["split"] or "decoded"
         images = "" if row["images"] is None else f"{row['images']} {split} images{view}"
         state = row["state"] + (", in use" if row["in_use"] else "")
-        cells = [Path(row["entry"]).name[:12], state, _gigabytes(row["bytes"]), row["last_used"]]
+        cells = [Path(row["entry"]).name[:12], state, readable(row["bytes"]), row["last_used"]]
         print("  ".join(cell for cell in (*cells, what, images) if cell))
         if row.get("problem"):
             print(f"    {row['entry']} {row['problem']}")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tlx.training import feature_store
-from tlx.training.cache_folder import contents, problem
+from tlx.training.cache_folder import allocated, contents, problem
 from tlx.training.feature_store import Entry, FeatureStore, Part
 
 ROWS = np.arange(10 * 16, dtype=np.float32).reshape(10, 16)
@@ -233,12 +233,30 @@ def test_room_is_made_of_what_is_unused_and_tlxs(tmp_path, open_store):
     (tmp_path / "notes.txt").write_text("mine")
     os.utime(tmp_path / f"{B.name}.lock", (0, 0))
     newer = Entry("c" * 40, 10, 64, 4, {})
-    fill(open_store(700), [newer])
+    in_use = allocated(tmp_path / B.name)
+    fill(open_store(in_use + newer.bytes), [newer])
     assert {item.path.name for item in contents(tmp_path)} == {B.name, newer.name, "notes.txt"}
+    with pytest.raises(OSError, match=r"0\.0 MB are needed.* of which 0\.0 MB are in use"):
+        fill(open_store(in_use + A.bytes - 1), [A])
     used.close()
-    with pytest.raises(OSError, match=r"0\.0 GB are needed"):
+    with pytest.raises(OSError, match=r"0\.0 MB are needed"):
         fill(open_store(600), [A])
     assert B.name in {item.path.name for item in contents(tmp_path)}  # it would not have helped
+
+
+def test_what_a_store_turns_from_makes_room_for_what_it_turns_to(tmp_path, open_store):
+    store = open_store(B.bytes + A.bytes)  # and not for the blocks that the disk takes for them
+    store.check_room([A, B])
+    fill(store, [B])
+    fill(store, [A])
+    newer = Entry("c" * 40, 10, 64, 4, {})
+    with pytest.raises(OSError, match="are in use"):
+        store.check_room([B, newer])
+    store.check_room([A, B])  # which are there
+    store.hold_only([B, newer])
+    store.check_room([B, newer])
+    fill(store, [newer])
+    assert {item.path.name for item in contents(tmp_path)} == {B.name, newer.name}
 
 
 def test_room_is_made_on_a_full_disk_where_that_is_enough(tmp_path, open_store, monkeypatch):
@@ -270,7 +288,7 @@ def test_locks_are_opened_as_nfs_wants_them(tmp_path, open_store, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     fill(open_store(), [B])
     assert [item.in_use for item in contents(tmp_path)] == [True]
-    fill(open_store(700), [A])
+    fill(open_store(10**5), [A])
     assert {fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB} <= set(seen)
 
 

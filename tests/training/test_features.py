@@ -21,7 +21,7 @@ from tlx.models import winograd
 from tlx.models.folder import Architecture, build_classifier
 from tlx.models.preprocess import Preprocess
 from tlx.models.winograd import Grid, WinogradConv2d
-from tlx.training import cache_estimate
+from tlx.training import cache_estimate, run
 from tlx.training import features as cache
 from tlx.training.cache_folder import contents
 from tlx.training.feature_store import FORMAT, FeatureStore, Part
@@ -395,7 +395,7 @@ def test_a_disk_with_room_for_some_views_gets_none(job, tmp_path, monkeypatch, c
     room = 8 * 4 * (1024 + 192)  # val and train without augmentation take 19 images' worth
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
     assert not cached(job())
-    assert "0.0 GB are free on the disk" in caplog.text
+    assert "0.0 MB are free on the disk" in caplog.text
     assert not list((tmp_path / "features").glob("*/"))
 
 
@@ -405,6 +405,32 @@ def test_later_stages_share_the_pass_if_there_is_room_for_all(job, tmp_path, roo
     both = 19 * 4 * (1024 + 192)
     assert cached(job(f"cache.max_bytes={room * both}")) == (entries > 0)
     assert len(list((tmp_path / "features").glob("*/entry.json"))) == entries
+
+
+def test_a_disk_with_room_for_the_stages_own_gets_those(job, tmp_path, monkeypatch):
+    """19 images, as above; the entries before the last block would be later stages'."""
+    room = 19 * 4 * 1024
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
+    assert cached(job())
+    assert len(list((tmp_path / "features").glob("*/entry.json"))) == 2
+
+
+def test_a_run_keeps_to_its_bytes_and_caches_all_of_its_stages(job, tmp_path, monkeypatch):
+    """Each stage's features take the place of those of the stage before, which are not open any
+    more."""
+    most = 19 * 4 * 1024 + 1000
+    open_at, begin = [], run.stage_features
+
+    def spy(*arguments):
+        open_at.append(len(Rows._all))
+        return begin(*arguments)
+
+    monkeypatch.setattr(run, "stage_features", spy)
+    results = train_stages(job("cache=on", f"cache.max_bytes={most}"))
+    assert [result.cached for result in results] == [True, True]
+    assert open_at == [0, 0]
+    files = (tmp_path / "features").glob("*/features")
+    assert sum(file.stat().st_size for file in files) < most
 
 
 def test_epochs_that_will_not_be_do_not_pay(job, caplog):

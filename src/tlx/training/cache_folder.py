@@ -124,3 +124,7 @@ def _is_locked(lock: Path) -> bool:
         except OSError:
             return True
     return False
+
+
+def readable(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from tlx.files import waiting, write_json
-from tlx.training.cache_folder import CHECKSUM, Item, allocated, contents, described, remove
+from tlx.training.cache_folder import (
+    CHECKSUM,
+    Item,
+    allocated,
+    contents,
+    described,
+    readable,
+    remove,
+)
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +104,15 @@ class FeatureStore:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self._locks: dict[str, TextIO] = {}
+        self._locks: dict[Entry, TextIO] = {}
 
     def close(self) -> None:
-        while self._locks:
-            self._locks.popitem()[1].close()
+        self.hold_only([])
+
+    def hold_only(self, entries: Sequence[Entry]) -> None:
+        """Let go of all others, which may then be removed."""
+        for entry in self._locks.keys() - set(entries):
+            self._locks.pop(entry).close()
 
     def file(self, entry: Entry) -> Path:
         return self.folder / entry.name / "features"
@@ -109,14 +121,14 @@ class FeatureStore:
         """Keep the entry from being removed; whether it is whole. A damaged one is removed."""
         with waiting(self.folder / ".lock"):
             path = self.folder / f"{entry.name}.lock"
-            if entry.name not in self._locks:
+            if entry not in self._locks:
                 lock = path.open("a+")  # NFS wants to read what is shared, and write what is not
                 try:
                     fcntl.flock(lock, fcntl.LOCK_SH)
                 except OSError:
                     lock.close()
                     raise
-                self._locks[entry.name] = lock
+                self._locks[entry] = lock
             os.utime(path)
             return self._is_whole(entry)
 
@@ -164,7 +176,8 @@ class FeatureStore:
     def _begin(self, entries: Sequence[Entry]) -> None:
         with waiting(self.folder / ".lock"):
             missing = [entry for entry in entries if not self._is_whole(entry)]
-            self._make_room(missing)
+            if missing:
+                self._make_room(missing)
             for entry in missing:
                 file, parts = self.file(entry), self.folder / entry.name / "parts"
                 if not file.exists() or file.stat().st_size != entry.bytes:
@@ -238,7 +251,8 @@ class FeatureStore:
     def check_room(self, entries: Sequence[Entry]) -> None:
         """Raise OSError when the disk or `max_bytes` cannot hold all of these together."""
         with waiting(self.folder / ".lock"):
-            self._room(entries)
+            if not all(self._is_whole(entry) for entry in entries):
+                self._room(entries)
 
     def _make_room(self, entries: Sequence[Entry]) -> None:
         """Remove the least recently used entries that nobody uses, until these fit."""
@@ -251,17 +265,26 @@ class FeatureStore:
         """What may go, the least recently used first, and how many bytes of it have to."""
         own = {entry.name for entry in entries}
         needed = sum(entry.bytes for entry in entries)
-        others = [item for item in contents(self.folder) if item.path.name not in own]
-        unused = [item for item in others if item.state != "foreign" and not item.in_use]
+        others = [
+            item
+            for item in contents(self.folder)
+            if item.state != "foreign" and item.path.name not in own
+        ]
+        unused = [item for item in others if not item.in_use]
         free = shutil.disk_usage(self.folder).free
         lacking = needed - sum(allocated(self.folder / name) for name in own) - free
-        if needed > self.max_bytes or lacking > sum(item.bytes for item in unused):
+        # held ones as they were counted when room for all was looked for: files take whole blocks
+        held = {entry.name: entry.bytes for entry in self._locks}
+        taken = sum(held.get(item.path.name, item.bytes) for item in others)
+        excess = max(lacking, taken + needed - self.max_bytes)
+        if excess > sum(item.bytes for item in unused):
+            used = taken - sum(item.bytes for item in unused)
             raise OSError(
-                f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free on the disk "
-                f"and cache.max_bytes allows {self.max_bytes / 1e9:.1f}"
+                f"{readable(needed)} are needed, {readable(free)} are free on the disk and "
+                f"cache.max_bytes allows {readable(self.max_bytes)}, of which {readable(used)} "
+                "are in use"
             )
-        over = sum(item.bytes for item in others) + needed - self.max_bytes
-        return sorted(unused, key=lambda item: item.last_used), max(lacking, over)
+        return sorted(unused, key=lambda item: item.last_used), excess
 
     def _discard(self, entries: Sequence[Entry], opened: Sequence[Part]) -> None:
         """Leave no unfinished file on a full disk, unless another process still uses it."""
@@ -270,7 +293,7 @@ class FeatureStore:
                 part.close()
         with suppress(OSError), waiting(self.folder / ".lock"):
             for entry in entries:
-                if (lock := self._locks.pop(entry.name, None)) is not None:
+                if (lock := self._locks.pop(entry, None)) is not None:
                     lock.close()
                 if not (self.folder / entry.name / "entry.json").exists():
                     remove(self.folder / entry.name)

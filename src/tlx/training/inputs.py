@@ -49,14 +49,14 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
     if (reason := why_not_cached(config, classifier, stage)) is not None:
         log.info("No cache in stage %s: %s.", stage.name, reason)
         return None
-    task = _task(job, index, data, store)
     started = time.monotonic()
     try:
-        store.check_room(task.entries)  # of all views: filling sees one at a time
+        task = _task(job, index, data, store)
         if config.cache.mode == "auto" and not _pays(job, stage.name, task, store):
             return None
         found = [features(store, task.source, p, task.cuts)[0] for p in task.pictures]
     except OSError as error:
+        store.hold_only([])
         if config.cache.mode == "on":
             raise UserError(f"cache=on: {store.folder} cannot hold the features: {error}") from None
         log.warning("No cache: %s cannot hold the features: %s.", store.folder, error)
@@ -67,7 +67,11 @@ def stage_features(job: Job, index: int, data: ImageData, store: FeatureStore) -
 
 
 def _task(job: Job, index: int, data: ImageData, store: FeatureStore) -> Task:
-    """The stage's own cut first, then those of later stages if the cache has room for them."""
+    """The stage's own cut first, then those of later stages if there is room for them too.
+
+    Room for all views, as filling sees one at a time; what the stages before needed may go for it.
+    Raises OSError when there is none for the own cut alone.
+    """
     config, classifier = job.config, job.model.classifier
     mine, limit = classifier.cut(config.stages[index].train_from), config.trainer.limit_epochs
     served = [
@@ -78,8 +82,14 @@ def _task(job: Job, index: int, data: ImageData, store: FeatureStore) -> Task:
     ]
     cuts, epochs = zip(*served, strict=True)
     task = Task(_source(job), pictures_of(data), cuts, sum(epochs))
-    if task.bytes > store.max_bytes:
-        return replace(task, cuts=cuts[:1], epochs=epochs[0])
+    store.hold_only(task.entries)
+    try:
+        store.check_room(task.entries)
+    except OSError:
+        own = sum(epochs for cut, epochs in served if cut == mine)
+        task = replace(task, cuts=(mine,), epochs=own)
+        store.hold_only(task.entries)
+        store.check_room(task.entries)
     return task
 
 

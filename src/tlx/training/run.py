@@ -1,5 +1,6 @@
 """The stages of a run, in order: each is one `Trainer.fit`."""
 
+import gc
 import json
 import logging
 import signal
@@ -67,6 +68,8 @@ def train_stages(job: Job) -> list[StageResult]:
                     start_processes(job.config.trainer, job.folder)
                 data.epoch_offset = sum(s.epochs for s in job.config.stages[:index])
                 data.views = stage_views(job.config, job.model.classifier, stage)
+                data.features = data.trainer = None
+                gc.collect()  # Lightning's cycles, which would keep the last stage's features open
                 data.features = stage_features(job, index, data, store)
                 first_step = sum(result.steps for result in results)
                 result = _train_stage(job, stage, data, place, first_step)
