@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from tlx import cache
 from tlx.data.decoded import DecodeCache, _use, open_cache
+from tlx.training import cache_folder
 from tlx.training.feature_store import Entry, FeatureStore
 
 ENTRIES = [
@@ -66,6 +69,7 @@ def test_clear_removes_what_is_old_enough_and_not_in_use(folder, capsys):
         store.hold(ENTRIES[1])
         found = said(capsys, "clear", f"dir={folder}")
         assert (found["removed"], found["in_use"]) == (0, 1)
+    (folder / f"{'c' * 40}.lock").touch()  # of an entry that was never made
     assert said(capsys, "clear", f"dir={folder}")["removed"] == 1
     assert sorted(p.name for p in folder.iterdir()) == [".lock", "notes.txt"]
     assert said(capsys, "size", f"dir={folder}") == {
@@ -82,6 +86,20 @@ def test_verify_names_the_changed_and_the_foreign_and_fails(folder, capsys):
         cache.main(["verify", f"dir={folder}"])
     assert stop.value.code == 1
     assert "part 0 of 1 has changed" in capsys.readouterr().out
+
+
+def test_verify_passes_over_what_is_removed_meanwhile(folder, capsys, monkeypatch):
+    check = cache_folder.problem
+
+    def late(item):
+        if item.path.name == "b" * 40:
+            shutil.rmtree(item.path)
+        return check(item)
+
+    monkeypatch.setattr(cache_folder, "problem", late)
+    rows = said(capsys, "verify", f"dir={folder}")["entries"]
+    assert [Path(row["entry"]).name for row in rows] == ["a" * 40, "notes.txt"]
+    assert cache_folder._is_sound(folder / "a decoded image")
 
 
 def test_decoded_images_are_counted_verified_and_cleared(

@@ -93,7 +93,10 @@ def _entries(folders: Sequence[Path], *, verified: bool) -> dict[str, Any]:
         for item in contents(folder):
             row = _row(item)
             if verified:
-                row["problem"] = problem(item)
+                try:
+                    row["problem"] = problem(item)
+                except FileNotFoundError:  # another process has just removed it
+                    continue
                 if row["problem"] is not None and item.state == "whole":
                     row["state"] = "damaged"
             rows.append(row)
@@ -129,7 +132,7 @@ def _size(folders: Sequence[Path]) -> dict[str, Any]:
 
 def _clear(folders: Sequence[Path], days: float) -> dict[str, Any]:
     from tlx.files import waiting
-    from tlx.training.cache_folder import contents, remove
+    from tlx.training.cache_folder import contents, remove, remove_idle_locks
 
     removed: list[Item] = []
     kept: list[Item] = []
@@ -142,6 +145,7 @@ def _clear(folders: Sequence[Path], days: float) -> dict[str, Any]:
                     if item.state == "foreign" or time.time() - item.last_used < days * DAY:
                         continue
                     (removed if remove(item.path) else kept).append(item)
+                remove_idle_locks(folder)
         except OSError as error:
             raise UserError(f"{folder} cannot be cleared: {error}.") from None
     return {"removed": len(removed), "bytes": sum(i.bytes for i in removed), "in_use": len(kept)}

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tlx.files import waiting
 from tlx.training import feature_store
-from tlx.training.cache_folder import allocated, contents, problem
+from tlx.training.cache_folder import allocated, contents, problem, remove
 from tlx.training.feature_store import Entry, FeatureStore, Part
 
 ROWS = np.arange(10 * 16, dtype=np.float32).reshape(10, 16)
@@ -168,7 +169,10 @@ def test_a_part_is_taken_over_from_a_process_that_dies(tmp_path, open_store):
     assert np.array_equal(rows, ROWS)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "broken json", "no bytes", "a file", "no data"])
+DAMAGES = ["truncated", "broken json", "no bytes", "a file", "no data", "a link", "a dangling link"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_computed_again_and_said(tmp_path, open_store, caplog, damage):
     fill(store := open_store(), [A])
     store.close()
@@ -181,6 +185,10 @@ def test_what_is_damaged_is_computed_again_and_said(tmp_path, open_store, caplog
         (place / "entry.json").write_text("[]")
     elif damage == "no data":
         (place / "features").unlink()
+    elif "link" in damage:
+        elsewhere = place.rename(tmp_path / ".elsewhere")
+        place.symlink_to(elsewhere if damage == "a link" else "nowhere")
+        os.truncate(elsewhere / "features", 100)
     else:
         place.rename(tmp_path / ".elsewhere")
         place.write_text("of another program")
@@ -199,6 +207,47 @@ def test_a_foreign_file_in_an_unfinished_entry_is_not_trusted(tmp_path, open_sto
     (tmp_path / B.name).mkdir()
     (tmp_path / B.name / "features").write_bytes(bytes(B.bytes))  # as long as the right one
     assert np.array_equal(fill(open_store(), [B])[0], ROWS * 2)
+
+
+@pytest.mark.parametrize("target", [".elsewhere", "nowhere"])
+def test_a_linked_entry_makes_room_as_others_do(tmp_path, open_store, target):
+    fill(store := open_store(), [B])
+    store.close()
+    (tmp_path / B.name).rename(tmp_path / ".elsewhere")
+    (tmp_path / B.name).symlink_to(target)
+    with waiting(tmp_path / ".lock"):
+        assert remove(tmp_path / B.name)
+    assert contents(tmp_path) == []
+    assert (tmp_path / ".elsewhere/features").exists()
+
+
+def test_locks_of_entries_that_were_never_made_go(tmp_path, open_store):
+    (given_up := open_store()).hold(B)
+    fill(open_store(), [A])
+    assert {path.stem for path in tmp_path.glob("*.lock")} == {".lock", A.name, B.name}
+    given_up.close()
+    (tmp_path / "mine.lock").touch()
+    fill(open_store(), [Entry("c" * 40, 10, 64, 4, {})])
+    assert {path.stem for path in tmp_path.glob("*.lock")} == {".lock", A.name, "c" * 40, "mine"}
+
+
+def test_checksums_are_those_of_parts_by_number(tmp_path, open_store):
+    """Not by name, which would put 10000 before 9999; a file manager may leave notes of its own."""
+    killed_after(1, tmp_path)
+    for name in (".DS_Store", "00001"):
+        (tmp_path / A.name / "parts" / name).write_text("notes")
+    fill(open_store(), [A])
+    (item,) = contents(tmp_path)
+    assert problem(item) is None
+    assert len(item.about["crc32"]) == 3
+
+
+def test_what_a_process_left_that_was_killed_as_it_ended_an_entry(tmp_path, open_store):
+    killed_after(1, tmp_path)
+    (tmp_path / A.name / "ended").mkdir()
+    (tmp_path / A.name / "ended/0000").write_text("0" * 8)
+    assert np.array_equal(fill(open_store(), [A])[0], ROWS)
+    assert {p.name for p in (tmp_path / A.name).iterdir()} == {"features", "entry.json"}
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, open_store, monkeypatch):

@@ -44,11 +44,11 @@ def _item(path: Path) -> Item:
     lock = path.with_suffix(".lock")
     about = described(path)
     state: Literal["whole", "unfinished", "damaged", "foreign"] = "foreign"
-    if re.fullmatch(NAME, path.name) and path.is_dir():
+    if re.fullmatch(NAME, path.name) and (path.is_dir() or path.is_symlink()):
         state = "whole" if about is not None else "unfinished"
-        if about is None and (path / "entry.json").exists():
+        if about is None and (not path.exists() or (path / "entry.json").exists()):
             state = "damaged"
-    used = (lock if lock.exists() else path).stat().st_mtime
+    used = (lock if lock.exists() else path).lstat().st_mtime
     return Item(path, state, allocated(path), used, lock.exists() and _is_locked(lock), about or {})
 
 
@@ -97,8 +97,11 @@ def problem(item: Item) -> str | None:
 
 
 def _is_sound(image: Path) -> bool:
-    """A decoded image ends in its own checksum, 4 bytes."""
-    values = image.read_bytes()
+    """A decoded image ends in its own checksum, 4 bytes. One that has just gone is none's fault."""
+    try:
+        values = image.read_bytes()
+    except FileNotFoundError:
+        return True
     return zlib.crc32(values[:-4]).to_bytes(4, "big") == values[-4:]
 
 
@@ -110,10 +113,21 @@ def remove(entry: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if entry.exists():
+        if entry.is_symlink():
+            entry.unlink()
+        elif entry.exists():
             shutil.rmtree(entry)
         lock.unlink()
     return True
+
+
+def remove_idle_locks(folder: Path) -> None:
+    """Those of entries that were never made. The caller holds the folder's own lock."""
+    for lock in folder.glob("*.lock"):
+        entry = lock.with_suffix("")
+        if re.fullmatch(NAME, entry.name) and not os.path.lexists(entry):
+            with suppress(PermissionError):  # another user's
+                remove(entry)
 
 
 def _is_locked(lock: Path) -> bool:

@@ -30,6 +30,7 @@ from tlx.training.cache_folder import (
     described,
     readable,
     remove,
+    remove_idle_locks,
 )
 
 log = logging.getLogger(__name__)
@@ -134,13 +135,13 @@ class FeatureStore:
 
     def _is_whole(self, entry: Entry) -> bool:
         place = self.folder / entry.name
-        if not place.exists() or (place.is_dir() and not (place / "entry.json").exists()):
+        if not os.path.lexists(place) or (place.is_dir() and not (place / "entry.json").exists()):
             return False
         found = described(place)
         if found is not None and found["bytes"] == entry.bytes:
             return True
         log.warning("The cache entry %s is damaged: it is computed again.", place)
-        if place.is_dir():
+        if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place)
         else:
             place.unlink()
@@ -234,7 +235,8 @@ class FeatureStore:
                 parts = self.folder / entry.name / "parts"
                 if not parts.exists():
                     continue
-                checksums = [path.read_text() for path in sorted(parts.iterdir())]
+                numbers = range(len(entry.parts))
+                checksums = [(parts / f"{number:04d}").read_text() for number in numbers]
                 write_json(
                     parts.with_name("entry.json"),
                     {
@@ -246,7 +248,9 @@ class FeatureStore:
                     },
                 )
                 # at once: another process, in the middle of claiming, may add to a folder it finds
-                shutil.rmtree(parts.rename(parts.with_name("ended")), ignore_errors=True)
+                ended = parts.with_name("ended")
+                shutil.rmtree(ended, ignore_errors=True)  # of a process that was killed here
+                shutil.rmtree(parts.rename(ended), ignore_errors=True)
 
     def check_room(self, entries: Sequence[Entry]) -> None:
         """Raise OSError when the disk or `max_bytes` cannot hold all of these together."""
@@ -260,6 +264,7 @@ class FeatureStore:
         for item in unused:
             if excess > 0 and remove(item.path):
                 excess -= item.bytes
+        remove_idle_locks(self.folder)
 
     def _room(self, entries: Sequence[Entry]) -> tuple[list[Item], int]:
         """What may go, the least recently used first, and how many bytes of it have to."""
