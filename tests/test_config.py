@@ -288,6 +288,14 @@ def test_a_root_is_found_from_other_folders(monkeypatch, tmp_path):
     assert config("data=folder", "data.root=none").data.root == "none"
 
 
+def test_a_cache_is_found_from_other_folders_before_it_is_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given, kept in (
+        ("new", str(tmp_path / "new")), ("null", None), ("${data.root}/new", "/photos/new"),
+    ):  # fmt: skip
+        assert config("data=folder", "data.root=/photos", f"cache.dir={given}").cache.dir == kept
+
+
 def test_trials_stay_in_the_sweeps_folder(monkeypatch, tmp_path):
     given = ["data=folder", "data.root=../../../a,../../../b", f"hydra.sweep.dir={tmp_path}/sweep",
              "-m"]  # fmt: skip

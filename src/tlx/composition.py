@@ -176,7 +176,8 @@ def _quoted(argument: str) -> str:
     if key in (*PATHS, "data"):  # the shell leaves the ~ of KEY=~/… alone
         value = os.path.expanduser(value)
         is_file = os.path.isfile(value) or (os.path.isdir(value) and key == "data.root")
-        if is_file and key in PATHS:  # to be found from other folders too
+        is_cache = key == "cache.dir" and not re.search(r",|\$\{", value)  # no sweep, no reference
+        if (is_file and key in PATHS) or is_cache:  # to be found from other folders too
             value = os.path.abspath(value)
         argument = f"{key}={value}"
     if key == "data.group" or (key == "data" and os.path.exists(value)):
