@@ -450,6 +450,18 @@ def test_a_refused_run_leaves_the_folder_that_another_process_has(tmp_path, monk
     assert (run / ".lock").exists()
 
 
+def test_a_refused_run_leaves_nothing_of_one_that_was_killed_before_it_trained(
+    tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("precision.json", "cache.json"):
+        (run / name).write_text("{}")
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *SMALL, f"data.root={tmp_path}/none", f"hydra.run.dir={run}")
+    assert not run.exists()
+
+
 def test_a_truncated_image_is_fatal_or_skipped_by_name(image_folder, tmp_path, monkeypatch, capsys):
     victim = image_folder / "green/3.png"
     victim.write_bytes(victim.read_bytes()[:200])

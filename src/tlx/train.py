@@ -30,7 +30,7 @@ from tlx.files import locked
 log = logging.getLogger(__name__)
 
 BEFORE_TRAINING = {
-    ".hydra", ".lock", "train.log", "manifest.csv", "findings.json", "precision.json"
+    ".hydra", ".lock", "train.log", "manifest.csv", "findings.json", "precision.json", "cache.json"
 }  # fmt: skip
 HYDRAS_OWN = {  # flags, after which there may be values
     "--cfg", "-c", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",

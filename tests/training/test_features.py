@@ -451,14 +451,34 @@ def test_a_disk_slower_than_the_network_is_not_used(job, monkeypatch, caplog, ra
     assert json.loads((run.folder / "cache.json").read_text()) == {"head": pays}
 
 
-def test_a_resumed_run_decides_as_it_did_before(job, monkeypatch):
+def test_a_resumed_run_decides_as_it_did_before(job, monkeypatch, caplog):
     """Though the disk is found to be slow now, or fast: the numbers' last bits depend on it."""
+    caplog.set_level(logging.INFO)
     for earlier in (True, False):
+        caplog.clear()
         run = job(f"seed={int(earlier)}", folder=f"run {earlier}")
         (run.folder / "cache.json").write_text(json.dumps({"head": earlier}))
         rate = 1.0 if earlier else 1e9
         monkeypatch.setattr(cache_estimate, "_bytes_a_second", lambda *_, rate=rate: rate)
         assert cached(run) == earlier
+        assert ("No cache in stage head: when the run began" in caplog.text) == (not earlier)
+
+
+def test_what_a_run_measured_that_never_trained_does_not_decide_for_the_next(job, monkeypatch):
+    def left(run):
+        for name in ("cache.json", "precision.json"):
+            (run.folder / name).write_text("{}")
+        job()
+        return sorted(path.name for path in run.folder.glob("*.json"))
+
+    run = job()
+    assert left(run) == ["findings.json"]
+    with monkeypatch.context() as patch:
+        for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+            patch.setenv(name, value)
+        assert "cache.json" in left(run)  # torchrun's other process may have read it
+    (run.folder / "checkpoints").mkdir()
+    assert left(run) == ["cache.json", "findings.json", "precision.json"]
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOLCK, errno.EROFS])

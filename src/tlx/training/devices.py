@@ -67,12 +67,16 @@ def _check_compiler(device: str) -> None:
 
 def check_sweep(spec: TrainerSpec) -> None:
     """Processes that Lightning starts would each begin the whole sweep again."""
-    launched = {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys()
-    if process_count(spec) > 1 and not launched:
+    if process_count(spec) > 1 and not is_launched():
         raise UserError(
             f"trainer.devices={spec.devices}: the trials of a sweep train in one process each; "
             "set trainer.devices=1."
         )
+
+
+def is_launched() -> bool:
+    """By torchrun, srun or Lightning; where there are several processes, with the others."""
+    return bool({"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys())
 
 
 def process_count(spec: TrainerSpec) -> int:

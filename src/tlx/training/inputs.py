@@ -105,6 +105,8 @@ def _pays(job: Job, stage: str, task: Task, store: FeatureStore) -> bool:
         decided[stage] = pays(task, store, measure=measure)
         if measure:
             write_json(kept, decided)
+    elif not decided[stage]:
+        log.info("No cache in stage %s: when the run began it did not pay (%s).", stage, kept)
     return bool(decided[stage])
 
 

@@ -22,7 +22,7 @@ from tlx.models.folder import Architecture, SavedModel, build_classifier
 from tlx.models.preprocess import Preprocess
 from tlx.models.weights import resolve_weights
 from tlx.specs import Config
-from tlx.training.devices import choose_precision, keep_freed_memory, process_count
+from tlx.training.devices import choose_precision, is_launched, keep_freed_memory, process_count
 from tlx.training.drift import Statistics, statistics
 from tlx.training.l2_sp import pretrained_weights
 from tlx.training.plan import architecture, preprocessing, read_manifest
@@ -68,6 +68,8 @@ def prepare(config: Config, folder: Path) -> Job:
     if not is_first_process():
         logging.getLogger("tlx").setLevel(logging.WARNING)
     keep_freed_memory()
+    if not (folder / "checkpoints").exists():
+        _forget_measurements(config, folder)
     weights = resolve_weights(
         config.backbone.name, config.backbone.weights, classifier=config.backbone.classifier
     )
@@ -105,6 +107,16 @@ def prepare(config: Config, folder: Path) -> Job:
     return Job(
         config, folder, manifest, model, design, precision, statistics(classifier), pretrained
     )
+
+
+def _forget_measurements(config: Config, folder: Path) -> None:
+    """Those of a run that was killed before it had trained: the next may have other settings.
+
+    They stay where other processes, which look for them, may be further than this one.
+    """
+    if is_first_process() and not (process_count(config.trainer) > 1 and is_launched()):
+        for name in ("precision.json", "cache.json"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _manifest(config: Config, folder: Path) -> Manifest:
