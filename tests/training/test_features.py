@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 
 from tlx.composition import compose
 from tlx.config import parse
+from tlx.data.datasets import FeatureDataset
 from tlx.errors import UserError
 from tlx.models import winograd
 from tlx.models.folder import Architecture, build_classifier
@@ -109,6 +110,20 @@ def test_a_cached_stage_has_eight_views_where_nothing_says_how_many(job, monkeyp
     """Without the cache there would be a new one every epoch."""
     light = ["augment=light", "stage.head.epochs=6", "stage.top.epochs=6"]
     assert_same_steps(job, monkeypatch, light, [*light, "cache.views=8"], epochs=12)
+
+
+def test_limited_epochs_take_turns_in_as_many_views(job, monkeypatch):
+    light, seen = ["augment=light", "trainer.limit_epochs=1"], set()
+    read = FeatureDataset.__getitems__
+
+    def spy(self, items):
+        if len(self) == 14:  # train
+            seen.update(view for _, view in items)
+        return read(self, items)
+
+    monkeypatch.setattr(FeatureDataset, "__getitems__", spy)
+    assert_same_steps(job, monkeypatch, light, [*light, "cache.views=2"], epochs=2)
+    assert seen == {0, 1}
 
 
 def assert_same_steps(job, monkeypatch, cached, uncached, epochs=6):

@@ -114,6 +114,7 @@ def test_why_not_cached_of_a_boundary_inside_the_head():
         (["augment.horizontal_flip=true"], 2),
         (["augment=light"], 8),
         (["augment=light", "stage.head.epochs=2"], 2 + 3),
+        (["augment=light", "trainer.limit_epochs=1"], 2),
         (["augment=light", "cache=off"], None),
         (["augment=light", "cache=off", "cache.views=3"], 3),
         (["augment=light", "backbone=resnet18", "stage.head.batchnorm=statistics"], None),

@@ -25,7 +25,7 @@ from tlx.training.devices import choose_device, process_count
 from tlx.training.feature_store import FeatureStore
 from tlx.training.features import Pictures, Rows, Source, features, pictures_of
 from tlx.training.job import Job
-from tlx.training.plan import why_not_cached
+from tlx.training.plan import stage_epochs, why_not_cached
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def _task(job: Job, index: int, data: ImageData, store: FeatureStore) -> Task:
     Raises OSError when there is none for the own cut alone.
     """
     config, classifier = job.config, job.model.classifier
-    mine, limit = classifier.cut(config.stages[index].train_from), config.trainer.limit_epochs
+    mine = classifier.cut(config.stages[index].train_from)
     served = [
-        (cut, min(stage.epochs, limit or stage.epochs))
+        (cut, stage_epochs(config, stage))
         for stage in config.stages[index:]
         if (cut := classifier.cut(stage.train_from)) <= mine
         and why_not_cached(config, classifier, stage) is None

@@ -82,7 +82,12 @@ def stage_views(config: Config, classifier: Classifier, stage: StageSpec) -> int
         return given
     if why_not_cached(config, classifier, stage) is not None:
         return None
-    return min(VIEWS, sum(each.epochs for each in config.stages))
+    return min(VIEWS, sum(stage_epochs(config, each) for each in config.stages))
+
+
+def stage_epochs(config: Config, stage: StageSpec) -> int:
+    """At most so many."""
+    return min(stage.epochs, config.trainer.limit_epochs or stage.epochs)
 
 
 def why_not_cached(config: Config, classifier: Classifier, stage: StageSpec) -> str | None:

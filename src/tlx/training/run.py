@@ -28,7 +28,7 @@ from tlx.training.job import Job
 from tlx.training.l2_sp import TowardPretrained
 from tlx.training.lr_finder import Sweep, find_rate, sweep
 from tlx.training.module import StageModule
-from tlx.training.plan import stage_views
+from tlx.training.plan import stage_epochs, stage_views
 from tlx.training.scalars import Scalars
 from tlx.training.screen import Bar, EpochLines, has_bar
 from tlx.training.unfreezing import StagedUnfreezing, apply_stage
@@ -66,7 +66,8 @@ def train_stages(job: Job) -> list[StageResult]:
             if not (place / "done.json").exists():
                 with _quiet():
                     start_processes(job.config.trainer, job.folder)
-                data.epoch_offset = sum(s.epochs for s in job.config.stages[:index])
+                before = job.config.stages[:index]
+                data.epoch_offset = sum(stage_epochs(job.config, s) for s in before)
                 data.views = stage_views(job.config, job.model.classifier, stage)
                 data.features = data.trainer = None
                 gc.collect()  # Lightning's cycles, which would keep the last stage's features open
@@ -123,7 +124,6 @@ def _train_stage(
             callbacks.append(Bar(stage, _epochs_after(job, stage)))
     callbacks.append(BatchNormDrift(classifier, job.statistics, scalars))
     limits = job.config.trainer
-    epochs = min(stage.epochs, limits.limit_epochs or stage.epochs)
     module = StageModule(
         classifier,
         job.model.preprocess,
@@ -137,7 +137,7 @@ def _train_stage(
             limits,
             job.precision,
             job.folder,
-            max_epochs=epochs,
+            max_epochs=stage_epochs(job.config, stage),
             callbacks=callbacks,
             enable_progress_bar=False,
         )
@@ -165,7 +165,7 @@ def _epochs_after(job: Job, stage: StageSpec) -> int:
     """At most so many epochs follow the stage's."""
     names = [s.name for s in job.config.stages]
     later = job.config.stages[names.index(stage.name) + 1 :]
-    return sum(min(s.epochs, job.config.trainer.limit_epochs or s.epochs) for s in later)
+    return sum(stage_epochs(job.config, s) for s in later)
 
 
 def _sweep(job: Job, stage: StageSpec, data: ImageData, start: Place | None) -> Sweep:
