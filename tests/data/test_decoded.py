@@ -142,10 +142,13 @@ def test_the_oldest_of_other_runs_make_room(make: Callable[..., ImageData], tmp_
     other = tmp_path / "cache" / "images" / "other"
     other.mkdir(parents=True)
     for age in range(10):
-        (other / str(age)).write_bytes(b"")
+        (other / str(age)).write_bytes(bytes(BYTES * (1 + age % 2)))  # some of a larger size
         os.utime(other / str(age), (1e9 - age, 1e9 - age))
-    batches(make("disk", rows=30))
-    assert sorted(path.name for path in other.iterdir()) == list("012345")
+    data = make("disk", rows=30)  # of which 24 are its own
+    batches(data)
+    assert sorted(path.name for path in other.iterdir()) == list("0123")
+    make("disk", rows=30)
+    assert (len(names(data)), len(list(other.iterdir()))) == (24, 4)
 
 
 def test_a_file_that_changed_is_read_again(

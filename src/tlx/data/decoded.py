@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -116,7 +116,8 @@ def open_cache(
 
     `shape` is that of one image; `preprocess` is told from others by its repr.
     """
-    rows = settings.max_bytes // (prod(shape) + CHECKSUM)
+    size = prod(shape) + CHECKSUM
+    rows = settings.max_bytes // size
     try:
         folder = _open_folder(settings, preprocess, shape)
         kept, left = {}, rows
@@ -124,7 +125,8 @@ def open_cache(
             first = [sha256 if place < left else "" for place, sha256 in enumerate(contents)]
             kept[name] = DecodedImages(folder, shape, files, first)
             left = max(left - len(contents), 0)
-        _make_room(folder, [name for images in kept.values() for name in images.contents], rows)
+        wanted = {name for images in kept.values() for name in images.contents if name}
+        _make_room(folder, wanted, settings.max_bytes - len(wanted) * size)
     except OSError as error:
         log.warning("No decode cache: %s.", error)
         return {}
@@ -158,16 +160,20 @@ def _use(lock: Path) -> int:
     return held
 
 
-def _make_room(folder: Path, wanted: Sequence[str], rows: int) -> None:
-    """Remove the oldest images of other runs, as many as these take beyond `rows`."""
-    names = set(wanted)
+def _make_room(folder: Path, wanted: Collection[str], others_bytes: int) -> None:
+    """Remove the oldest images of other runs, whatever their size, beyond `others_bytes`."""
     others = []
     for path in folder.parent.glob("*/[!.]*"):  # a name with a dot is being written
-        if path.name != "entry.json" and not (path.parent == folder and path.name in names):
+        if path.name != "entry.json" and not (path.parent == folder and path.name in wanted):
             with suppress(FileNotFoundError):  # another run has removed it
-                others.append((path.stat().st_mtime_ns, path))
-    for _, path in sorted(others)[: max(0, len(others) + len(names) - rows)]:
+                status = path.stat()
+                others.append((status.st_mtime_ns, status.st_size, path))
+    excess = sum(size for _, size, _ in others) - others_bytes
+    for _, size, path in sorted(others):
+        if excess <= 0:
+            break
         path.unlink(missing_ok=True)
+        excess -= size
 
 
 @cache
