@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import shutil
+import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from itertools import product
+from signal import SIGTERM, getsignal
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +28,7 @@ from tlx.models.winograd import Grid, WinogradConv2d
 from tlx.training import cache_estimate, run
 from tlx.training import features as cache
 from tlx.training.cache_folder import contents
+from tlx.training.checkpoints import STOP_SIGNALS, Interrupted
 from tlx.training.feature_store import FORMAT, FeatureStore, Part
 from tlx.training.features import (
     Rows,
@@ -179,6 +183,38 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(job, tmp_path, monke
     found = features(open_store(tmp_path / "two"), origin, pictures, [(5, 0), (4, 0)])
     for rows, expected in zip(found, whole, strict=True):
         assert torch.equal(rows.tensor, expected)
+
+
+@pytest.mark.parametrize(("number", "workers"), [*product(STOP_SIGNALS, (0,)), (SIGTERM, 2)])
+def test_a_signal_ends_the_extraction_and_leaves_what_is_computed(
+    job, tmp_path, monkeypatch, number, workers
+):
+    """In the middle of a write, the last of train's second part; each part is of two entries."""
+    monkeypatch.setattr(cache, "PART_ROWS", 4)
+    overrides = ["cache=on", f"data.num_workers={workers}"]
+    handlers, written = [getsignal(number) for number in STOP_SIGNALS], []
+    write = Part.write
+
+    def interrupted(self, entry, data):
+        written.append(self.rows)
+        write(self, entry, data[: len(data) // 2] if len(written) == 8 else data)
+        if len(written) == 8:
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # which the signal cuts short
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Part, "write", interrupted)
+        with pytest.raises(Interrupted, match=number.name) as stop:
+            train_stages(job(*overrides))
+    assert stop.value.exit_code == 128 + number
+    assert [getsignal(number) for number in STOP_SIGNALS] == handlers
+    assert written[::2] == [range(4), range(4, 5), range(4), range(4, 8)]  # of val, of train
+    with monkeypatch.context() as patch:
+        patch.setattr(Part, "write", lambda *args: (written.append(args[0].rows), write(*args)))
+        results = train_stages(job(*overrides))
+    assert written[8::2] == [range(4, 8), range(8, 12), range(12, 14)]
+    fresh = train_stages(job(*overrides, f"cache.dir={tmp_path}/other", folder="fresh"))
+    assert [r.best for r in results] == [r.best for r in fresh]
 
 
 def test_features_are_those_of_the_network(job, tmp_path, open_store):

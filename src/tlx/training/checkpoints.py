@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error
-    """Training was told to stop; its state is in `last.ckpt`."""
+    """Training was told to stop; its state is in `last.ckpt`, or it has not begun."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

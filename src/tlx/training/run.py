@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import signal
 import time
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
@@ -20,7 +22,7 @@ from tlx.models.classifier import parameter_table
 from tlx.models.folder import load_weights
 from tlx.specs import StageSpec
 from tlx.training.averaging import WeightAverage
-from tlx.training.checkpoints import STOP_SIGNALS, Checkpoints, resume_point
+from tlx.training.checkpoints import STOP_SIGNALS, Checkpoints, Interrupted, resume_point
 from tlx.training.devices import build_trainer, choose_device, start_processes
 from tlx.training.drift import BatchNormDrift
 from tlx.training.inputs import feature_store, image_data, stage_features
@@ -71,7 +73,8 @@ def train_stages(job: Job) -> list[StageResult]:
                 data.views = stage_views(job.config, job.model.classifier, stage)
                 data.features = data.trainer = None
                 gc.collect()  # Lightning's cycles, which would keep the last stage's features open
-                data.features = stage_features(job, index, data, store)
+                with _stopping_at_once():
+                    data.features = stage_features(job, index, data, store)
                 first_step = sum(result.steps for result in results)
                 result = _train_stage(job, stage, data, place, first_step)
                 if job.is_first_process:
@@ -183,13 +186,28 @@ def _sweep(job: Job, stage: StageSpec, data: ImageData, start: Place | None) -> 
 
 @contextmanager
 def _restored_signals() -> Iterator[None]:
-    """Undo what a stage (see Checkpoints) and Lightning do to the handlers of signals."""
+    """Undo what tlx (see Checkpoints) and Lightning do to the handlers of signals."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """Raise `Interrupted` on a signal: there is no step to wait for. What is computed stays."""
+    process = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() == process:  # those that read images for it end with it
+            raise Interrupted(number)
+
+    with _restored_signals():
+        for number in STOP_SIGNALS:
+            signal.signal(number, stop)
+        yield
 
 
 @contextmanager
