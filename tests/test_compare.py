@@ -59,6 +59,14 @@ def test_a_sweep_and_a_run_side_by_side(tmp_path, capsys):
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 50  # something is drawn
 
 
+def test_a_run_on_few_images_has_no_interval_of_macro_f1(tmp_path):
+    runs = [make_run(tmp_path / "many"), make_run(tmp_path / "few", images=range(12))]
+    compare.main([*map(str, runs), f"output={tmp_path / 'comparison'}"])
+    many, few = read_csv(tmp_path / "comparison/runs.csv")
+    assert float(many["macro_f1_ci95_low"]) < float(many["macro_f1_ci95_high"])
+    assert (few["macro_f1_ci95_low"], few["macro_f1_ci95_high"]) == ("", "")
+
+
 def test_mcnemar_is_refused_on_other_images(tmp_path, capsys):
     first = make_run(tmp_path / "first")
     second = make_run(tmp_path / "second", images=range(1, 31), lr=0.2)

@@ -104,8 +104,9 @@ def dot_plot(runs: Sequence[Run], split: str) -> "Figure":
     axes = figure.subplots()
     for shift, (score, colour) in zip((-0.12, 0.12), COLOURS.items(), strict=True):
         for place, run in enumerate(runs):
-            value, (low, high) = run.metrics[score], run.metrics[f"{score}_ci95"]
-            axes.plot([low, high], [place + shift] * 2, color=colour, linewidth=2)
+            value, interval = run.metrics[score], run.metrics[f"{score}_ci95"]
+            if interval is not None:
+                axes.plot(interval, [place + shift] * 2, color=colour, linewidth=2)
             label = score.replace("_f1", " F1") if place == 0 else None
             axes.plot(value, place + shift, "o", color=colour, label=label)
     names = [run.name if len(run.name) <= 48 else f"{run.name[:47]}…" for run in runs]

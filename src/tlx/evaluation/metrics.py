@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tlx.evaluation.calibration import brier, negative_log_likelihood, reliability
 from tlx.evaluation.curves import areas
-from tlx.evaluation.intervals import macro_f1_interval, wilson
+from tlx.evaluation.intervals import FEWEST, macro_f1_interval, wilson
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -40,6 +40,7 @@ def evaluate(
     scores = np.stack([by_class[name] for name in ("precision", "recall", "f1")])
     mean = scores[:, occurs].mean(axis=1)
     weighted = scores @ support / n
+    interval = macro_f1_interval(matrix)
     return {
         "n": n,
         "accuracy": correct / n,
@@ -47,7 +48,7 @@ def evaluate(
         "balanced_accuracy": float(by_class["recall"][support > 0].mean()),
         **{f"top{k}_accuracy": float(np.mean(ranks < k)) for k in (2, 5) if k < len(classes)},
         "macro_f1": float(mean[2]),
-        "macro_f1_ci95": list(macro_f1_interval(matrix)),
+        "macro_f1_ci95": None if interval is None else list(interval),
         "macro": dict(zip(("precision", "recall", "f1"), mean.tolist(), strict=True)),
         "weighted": dict(zip(("precision", "recall", "f1"), weighted.tolist(), strict=True)),
         "roc_auc": _overall(own_areas["roc_auc"]),
@@ -59,7 +60,7 @@ def evaluate(
             name: _of_class(i, matrix, by_class, own_areas) for i, name in enumerate(classes)
         },
         "confusion": matrix.tolist() if len(classes) <= MOST_IN_CONFUSION else None,
-        "notes": _notes(matrix, classes),
+        "notes": _notes(matrix, classes, with_interval=interval is not None),
     }
 
 
@@ -113,7 +114,7 @@ def _overall(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known))
 
 
-def _notes(matrix: Labels, classes: Sequence[str]) -> list[str]:
+def _notes(matrix: Labels, classes: Sequence[str], *, with_interval: bool) -> list[str]:
     """What a reader of the numbers must know."""
     truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
     notes = []
@@ -123,6 +124,10 @@ def _notes(matrix: Labels, classes: Sequence[str]) -> list[str]:
         )
     if len(never := np.flatnonzero((predicted == 0) & (truth > 0))):
         notes.append(f"Never predicted: {_named(never, classes)}; precision and F1 count 0.")
+    if not with_interval:
+        notes.append(
+            f"Fewer than {FEWEST} images of a class on average: macro F1 has no 95 % interval."
+        )
     if len(classes) > MOST_IN_CONFUSION:
         notes.append("The confusion matrix is left out: it follows from the predictions file.")
     return notes

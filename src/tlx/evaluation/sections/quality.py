@@ -67,7 +67,7 @@ def _scores(run: FinishedRun) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {"images": [f"{m['n']:,}" for m in found]}
     for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):
         rows[name] = [percent(m[key]) for m in found]
-        if any(f"{key}_ci95" in m for m in found):
+        if any(m.get(f"{key}_ci95") is not None for m in found):
             rows[f"{name}, 95 % interval"] = [interval(m.get(f"{key}_ci95")) for m in found]
     others = (
         ("balanced accuracy", "balanced_accuracy", percent),
