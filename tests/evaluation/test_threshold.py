@@ -65,9 +65,21 @@ def test_what_cannot_be_reached_is_said(caplog):
     decision = choose_threshold(probabilities, labels, positive=1, aim="precision:0.9")
     assert decision.threshold == pytest.approx(0.4)  # two of three right
     assert "0.6667" in caplog.text
+    assert (decision.reached, decision.missed) == (pytest.approx(2 / 3), True)
     one_class = choose_threshold(probabilities, np.ones(4, dtype=int), positive=1, aim="f1")
-    assert one_class.threshold == 0.5
+    assert (one_class.threshold, one_class.reached, one_class.missed) == (0.5, None, False)
     assert "one of the two classes" in caplog.text
+
+
+def test_what_was_reached_is_kept():
+    probabilities, labels = case()
+    scores = {"f1": f1_score, "youden": youden, "recall:0.9": recall_score,
+              "precision:0.6": precision_score}  # fmt: skip
+    for aim, score in scores.items():
+        decision = choose_threshold(probabilities, labels, positive=1, aim=aim)
+        expected = score(labels == 1, decide(probabilities, decision) == 1)
+        assert decision.reached == pytest.approx(expected)
+        assert not decision.missed
 
 
 def test_a_rounding_error_changes_no_side():

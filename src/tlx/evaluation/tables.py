@@ -21,9 +21,11 @@ def show(metrics: Mapping[str, Any]) -> None:
     if "per_class" in last and len(last["per_class"]) <= MOST_CLASSES:
         console.print(_by_class(last, splits[-1]))
     if threshold := metrics.get("threshold"):
+        reached = threshold.get("reached")
+        found = "" if reached is None else f", reached {reached:.4f}"
         console.print(
             f"{threshold['positive']} is predicted from a probability of "
-            f"{threshold['threshold']:.4g} on (aim on val: {threshold['aim']}).",
+            f"{threshold['threshold']:.4g} on (aim on val: {threshold['aim']}{found}).",
             markup=False,
             highlight=False,
         )

@@ -23,11 +23,19 @@ class Aim:
 
 @dataclass(frozen=True)
 class Decision:
-    """`positive` (a class's index, of two) is predicted from a probability of `threshold` on."""
+    """`positive` (a class's index, of two) is predicted from a probability of `threshold` on.
+
+    `reached` is what that has on val of what it aims at: recall, precision, F1 or Youden's index.
+    """
 
     positive: int
     threshold: float
     aim: str
+    reached: float | None = None  # None: val had one class only
+
+    @property
+    def missed(self) -> bool:
+        return self.reached is not None and self.reached < parse_aim(self.aim).level
 
 
 def parse_aim(text: str) -> Aim:
