@@ -62,7 +62,7 @@ def _evaluate(config: Config, run: Path, split: str) -> None:
         raise UserError(f"{run} has no {split} images; see split in its manifest.csv.")
     compute = compute_of(config, choose_precision(config.trainer, run))
     probabilities = probabilities_of(model, samples, manifest.root, compute)
-    scores = write_split(run, split, model, samples, probabilities)
+    scores = write_split(run, split, model, samples, probabilities, positive=config.positive)
     path = run / "metrics.json"
     metrics = json.loads(path.read_text("utf-8"))  # now: another may have written in the meantime
     metrics[split] = scores

@@ -170,6 +170,15 @@ def test_a_threshold_changes_classes_and_not_probabilities():
         assert all_second[key] == plain[key]
 
 
+def test_the_areas_are_those_of_the_positive_class():
+    probabilities, labels = CASES["two classes"]
+    for positive in (0, 1):
+        found = evaluate(probabilities, labels, names(2), positive=positive)
+        expected = sk.average_precision_score(labels == positive, probabilities[:, positive])
+        assert found["average_precision"] == pytest.approx(expected, **EXACT)
+        assert found["roc_auc"] == found["per_class"][f"class {positive}"]["roc_auc"]
+
+
 def test_a_thousand_classes_leave_the_matrix_out():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 1000, 3000)

@@ -74,6 +74,7 @@ def test_temperature_and_threshold_come_from_val_alone(two_classes, tmp_path):
     assert model.temperature == metrics["temperature"]
     assert metrics["threshold"] == {
         "positive": "dark", "threshold": model.decision.threshold, "aim": "recall:0.9",
+        "reached": metrics["val"]["per_class"]["dark"]["recall"],
     }  # fmt: skip
     for split in ("val", "test"):
         found = read_predictions(job.folder / f"predictions/{split}.csv", model.classes)
@@ -103,12 +104,14 @@ def test_images_without_a_label_are_left_out_and_said(two_classes, tmp_path):
     job, _ = ended(two_classes, tmp_path / "run")
     samples = [Sample("a.png", "dark", "test", "", ""), Sample("b.png", "", "test", "", "")]
     probabilities = np.array([[0.8, 0.2], [0.3, 0.7]])
-    metrics = write_split(tmp_path, "test", job.model, samples, probabilities)
+    metrics = write_split(tmp_path, "test", job.model, samples, probabilities, positive=None)
     assert (metrics["n"], metrics["accuracy"]) == (1, 1.0)
     assert metrics["notes"][-1] == "1 images without a label are left out."
     with (tmp_path / "predictions/test.csv").open() as file:
         assert [row["predicted"] for row in csv.DictReader(file)] == ["dark", "light"]
-    nothing = write_split(tmp_path, "test", job.model, samples[1:], probabilities[1:])
+    nothing = write_split(
+        tmp_path, "test", job.model, samples[1:], probabilities[1:], positive=None
+    )
     assert list(nothing) == ["n", "notes"]
 
 

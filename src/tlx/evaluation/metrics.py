@@ -21,13 +21,14 @@ def evaluate(
     classes: Sequence[str],
     *,
     predicted: Labels | None = None,
+    positive: int = 1,
 ) -> dict[str, Any]:
     """What metrics.json says of a split; (n, classes) probabilities, (n,) class indices.
 
     `predicted` (default: the likeliest) counts for accuracy and the scores by class. `loss` is the
     mean negative log-likelihood in nats. The macro averages are over the classes that occur in
     the labels or the predictions; a score without a denominator is 0, as scikit-learn has it. The
-    areas are those of the second of two classes, else the mean over the classes.
+    areas are those of the `positive` of two classes, else the mean over the classes.
     """
     predicted = probabilities.argmax(axis=1) if predicted is None else predicted
     matrix = confusion(labels, predicted, len(classes))
@@ -51,8 +52,8 @@ def evaluate(
         "macro_f1_ci95": None if interval is None else list(interval),
         "macro": dict(zip(("precision", "recall", "f1"), mean.tolist(), strict=True)),
         "weighted": dict(zip(("precision", "recall", "f1"), weighted.tolist(), strict=True)),
-        "roc_auc": _overall(own_areas["roc_auc"]),
-        "average_precision": _overall(own_areas["average_precision"]),
+        "roc_auc": _overall(own_areas["roc_auc"], positive),
+        "average_precision": _overall(own_areas["average_precision"], positive),
         "loss": negative_log_likelihood(probabilities, labels),
         "brier": brier(probabilities, labels),
         "ece": reliability(probabilities, labels).ece,
@@ -107,11 +108,11 @@ def _areas_by_class(probabilities: Array, labels: Labels) -> dict[str, list[floa
     return {"roc_auc": [a for a, _ in pairs], "average_precision": [b for _, b in pairs]}
 
 
-def _overall(values: Sequence[float | None]) -> float | None:
+def _overall(values: Sequence[float | None], positive: int) -> float | None:
+    if len(values) == 2:
+        return values[positive]
     known = [value for value in values if value is not None]
-    if len(values) == 2 or not known:
-        return values[-1]
-    return float(np.mean(known))
+    return float(np.mean(known)) if known else None
 
 
 def _notes(matrix: Labels, classes: Sequence[str], *, with_interval: bool) -> list[str]:
@@ -129,7 +130,9 @@ def _notes(matrix: Labels, classes: Sequence[str], *, with_interval: bool) -> li
             f"Fewer than {FEWEST} images of a class on average: macro F1 has no 95 % interval."
         )
     if len(classes) > MOST_IN_CONFUSION:
-        notes.append("The confusion matrix is left out: it follows from the predictions file.")
+        notes.append(
+            "metrics.json leaves the confusion matrix out: it follows from the predictions file."
+        )
     return notes
 
 

@@ -62,9 +62,12 @@ def finish(job: Job, stages: Sequence[StageResult], *, with_test: bool, started:
     model = fixed_on_val(model, found["val"], samples["val"], job.config)
     save_model(job.folder / "model", model, job.architecture)
     metrics: dict[str, Any] = {}
+    positive = job.config.positive
     for split in reversed(found):
         if samples[split]:
-            metrics[split] = write_split(job.folder, split, model, samples[split], found[split])
+            metrics[split] = write_split(
+                job.folder, split, model, samples[split], found[split], positive=positive
+            )
         else:
             log.warning("No %s images: nothing is said of %s.", split, split)
     metrics |= settings_of(model)
@@ -136,12 +139,14 @@ def settings_of(model: SavedModel) -> dict[str, Any]:
     return {"temperature": model.temperature, "threshold": threshold}
 
 
-def write_split(
+def write_split(  # noqa: PLR0913 — one by name
     run: Path,
     split: str,
     model: SavedModel,
     samples: Sequence[Sample],
     probabilities: NDArray[np.float64],
+    *,
+    positive: str | None,
 ) -> dict[str, Any]:
     """Write predictions and classification report; what metrics.json says of the split."""
     paths, names = [s.path for s in samples], [s.label for s in samples]
@@ -152,7 +157,13 @@ def write_split(
         return {"n": len(samples), "notes": ["No image has a label: there is nothing to compare."]}
     probabilities = probabilities[known]
     predicted = decide(probabilities, model.decision)
-    metrics = evaluate(probabilities, labels, model.classes, predicted=predicted)
+    metrics = evaluate(
+        probabilities,
+        labels,
+        model.classes,
+        predicted=predicted,
+        positive=1 if positive is None else model.classes.index(positive),
+    )
     if model.temperature is not None and split != "val":
         mended = calibrated(probabilities, model.temperature)
         metrics["ece_calibrated"] = reliability(mended, labels).ece
