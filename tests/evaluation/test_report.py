@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tlx.composition import compose
 from tlx.data.manifest import Manifest, Sample
+from tlx.data.tta import Views
 from tlx.errors import UserError
 from tlx.evaluation.examples import confused_pairs, in_turn, mistakes, successes
 from tlx.evaluation.finished import Judged, read_run
@@ -21,6 +22,7 @@ from tlx.evaluation.metrics import evaluate
 from tlx.evaluation.prediction_file import Predictions
 from tlx.evaluation.report import write_report
 from tlx.files import write_json
+from tlx.models.decision import Decision
 from tlx.models.folder import Architecture, SavedModel, build_classifier, save_model
 from tlx.models.preprocess import Preprocess
 
@@ -54,7 +56,7 @@ class Page(HTMLParser):
         return re.sub(r"[ \n]+", " ", " ".join(self.texts))
 
 
-def make_run(run, root, classes, *, samples=None):
+def make_run(run, root, classes, *, samples=None, settings=(), **saved):
     """Every fourth image is test; every third of these is predicted wrongly."""
     if samples is None:
         paths = [(p.relative_to(root).as_posix(), p.parent.name) for p in root.rglob("*.png")]
@@ -68,7 +70,7 @@ def make_run(run, root, classes, *, samples=None):
     raw = compose(
         [
             "backbone=squeezenet1_1", "data=folder", f"data.root={root}", "data.image_size=64",
-            "stage=finetune", "augment.rotation_range=20",
+            "stage=finetune", "augment.rotation_range=20", *settings,
         ]
     )  # fmt: skip
     (run / ".hydra").mkdir(parents=True)
@@ -93,8 +95,24 @@ def make_run(run, root, classes, *, samples=None):
     torch.manual_seed(0)
     design = Architecture("squeezenet1_1", 64, len(classes), "avg", (), "relu", 0.0)
     preprocess = Preprocess.for_weights("squeezenet1_1", image_size=64)
-    save_model(run / "model", SavedModel(build_classifier(design), preprocess, classes), design)
+    model = SavedModel(build_classifier(design), preprocess, classes, **saved)
+    save_model(run / "model", model, design)
     return run
+
+
+def two_classes(tmp_path, root, **saved):
+    """A run for `dark`, the first and rarer of two."""
+    paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png"))
+    samples = [
+        Sample(
+            path, "light" if i % 4 else "dark", ("test", "test", "val", "train")[i // 4 % 4], "", ""
+        )
+        for i, path in enumerate(paths)
+    ]
+    return make_run(
+        tmp_path / "run", root, ("dark", "light"), samples=samples, settings=["positive=dark"],
+        **saved,
+    )  # fmt: skip
 
 
 def write_events(run):
@@ -140,6 +158,33 @@ def test_the_page_is_whole_and_needs_nothing_else(run):
     assert kinds.count("data:image/svg+xml") == 10
     assert "layer1" in page.text
     assert "0.2500" in page.text
+
+
+def test_the_areas_of_two_classes_are_those_of_the_curves_class(tmp_path, image_folder):
+    run = two_classes(tmp_path, image_folder)
+    metrics = json.loads((run / "metrics.json").read_text("utf-8"))  # with the second's areas
+    own = [metrics[split]["per_class"]["dark"]["average_precision"] for split in ("test", "val")]
+    assert own[0] != metrics["test"]["average_precision"]
+    page = Page(write_report(run, gradcam=False).read_text("utf-8"))
+    assert f"average precision of dark {own[0]:.3f} {own[1]:.3f}" in page.text
+    assert f"dark ({own[0]:.3f})" in " ".join(image["alt"] for image in page.images)
+    assert "area under the ROC curve of dark" in page.text
+
+
+def test_a_threshold_says_what_it_reached_and_is_no_part_of_reliability(tmp_path, image_folder):
+    run = two_classes(tmp_path, image_folder, decision=Decision(0, 0.4, "precision:0.9", 0.75))
+    page = Page(write_report(run, gradcam=False).read_text("utf-8"))
+    assert "for precision:0.9, of which only 0.750 was reached there" in page.text
+    assert "its likelier class has 80.0\u202f% on average and is right for" in page.text
+    assert "Validation and test images are never augmented" in page.text
+
+
+def test_means_over_views_are_said_where_the_numbers_are(tmp_path, image_folder):
+    run = two_classes(tmp_path, image_folder, views=Views(4))
+    page = Page(write_report(run, gradcam=False).read_text("utf-8"))
+    assert "judged by its probabilities' mean over 4 views: itself and 3 augmented" in page.text
+    assert "predict does that and gives the mean over 4 views" in page.text
+    assert "never augmented" not in page.text
 
 
 def test_alternative_texts_say_the_finding(run):

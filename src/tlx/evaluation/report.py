@@ -59,6 +59,7 @@ def _contents(run: FinishedRun, *, gradcam: bool) -> dict[str, Any]:
     return {
         "headline": headline(run),
         "backbone": run.raw["backbone"]["name"],
+        "views": run.model.views.count if run.model is not None else 1,
         "pretrained": run.raw["backbone"]["weights"] is not None,
         "classes": run.classes,
         "trained_on": len(run.manifest.split("train")) if run.manifest is not None else None,

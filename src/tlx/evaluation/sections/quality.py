@@ -64,6 +64,11 @@ def _measured(run: FinishedRun, split: str) -> Mapping[str, Any]:
 def _scores(run: FinishedRun) -> dict[str, list[str]]:
     """Rows of the table of scores: name → one text for each of test and val that there is."""
     found = [m for split in SPLIT_NAMES if (m := _measured(run, split))]
+    whose = ""
+    if len(run.classes) == 2:
+        positive = run.classes[_positive(run)]
+        whose = f" of {positive}"
+        found = [{**m, **_areas(m, positive)} for m in found]
     rows: dict[str, list[str]] = {"images": [f"{m['n']:,}" for m in found]}
     for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):
         rows[name] = [percent(m[key]) for m in found]
@@ -73,8 +78,8 @@ def _scores(run: FinishedRun) -> dict[str, list[str]]:
         ("balanced accuracy", "balanced_accuracy", percent),
         ("truth among the first 2", "top2_accuracy", percent),
         ("truth among the first 5", "top5_accuracy", percent),
-        ("area under the ROC curve", "roc_auc", _number),
-        ("average precision", "average_precision", _number),
+        (f"area under the ROC curve{whose}", "roc_auc", _number),
+        (f"average precision{whose}", "average_precision", _number),
         ("loss (nats)", "loss", _number),
         ("calibration error", "ece", percent),
         ("calibration error at the fitted temperature", "ece_calibrated", percent),
@@ -83,6 +88,12 @@ def _scores(run: FinishedRun) -> dict[str, list[str]]:
         if any(m.get(key) is not None for m in found):
             rows[name] = [spell(m.get(key)) for m in found]
     return rows
+
+
+def _areas(metrics: Mapping[str, Any], name: str) -> dict[str, float | None]:
+    """One class's: a former tlx gave those of the second for the whole."""
+    own = metrics.get("per_class", {}).get(name, {})
+    return {key: own.get(key) for key in ("roc_auc", "average_precision")}
 
 
 def _number(value: float | None) -> str:
@@ -125,7 +136,10 @@ def _figures(
     bins = reliability(judged.probabilities, judged.labels)
     mean = float(judged.probabilities.max(axis=1).mean())
     share = float((judged.probabilities.argmax(axis=1) == judged.labels).mean())
-    way = "about as" if abs(mean - share) < 0.01 else "more" if mean > share else "less"
+    way = "more sure than" if mean > share else "less sure than"
+    if abs(mean - share) < 0.01:
+        way = "about as sure as"
+    likeliest = "likelier" if len(classes) == 2 else "likeliest"
     return {
         "confusion": figure(
             figures.confusion_matrix(counts, classes),
@@ -134,11 +148,11 @@ def _figures(
         ),
         "reliability": figure(
             figures.reliability(bins.confidence, bins.accuracy, bins.counts),
-            f"Reliability diagram: the classifier gives {percent(mean)} on average and is right "
-            f"for {percent(share)}; the expected calibration error is {percent(bins.ece)}.",
+            f"Reliability diagram: its {likeliest} class has {percent(mean)} on average and is "
+            f"right for {percent(share)}; the expected calibration error is {percent(bins.ece)}.",
             "Reliability. On the dashed line probabilities mean what they say; a larger dot is "
-            f"more images. It is {way} sure {'as' if way == 'about as' else 'than'} it is right: "
-            f"{percent(mean)} on average, and {percent(share)}.",
+            f"more images. It is {way} right: its {likeliest} class has {percent(mean)} on "
+            f"average and is right for {percent(share)}.",
         ),
         "curves": _curves(judged, classes, positive),
     }
@@ -165,9 +179,9 @@ def _curves(judged: Judged, classes: Sequence[str], positive: int) -> list[Shown
         scores, truth = judged.probabilities[:, i], judged.labels == i
         area, average = areas[i]
         name = short(classes[i], 20)
-        roc[f"{name}  {area:.3f}"] = curves.roc_curve(scores, truth)
+        roc[f"{name} ({area:.3f})"] = curves.roc_curve(scores, truth)
         precision, recall = curves.precision_recall_curve(scores, truth)
-        pr[f"{name}  {average:.3f}"] = (recall, precision)
+        pr[f"{name} ({average:.3f})"] = (recall, precision)
     which = f"the class {classes[positive]}" if len(classes) == 2 else "each class against the rest"
     if len(shown) > MOST_CURVES:
         which = f"the {MOST_CURVES} classes of {len(shown)} with the smallest areas"
