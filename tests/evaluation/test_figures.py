@@ -12,7 +12,7 @@ from matplotlib.collections import PathCollection
 from tlx.evaluation import figures
 from tlx.evaluation.history import History, smooth
 from tlx.evaluation.learning_figures import learning_curves, learning_rates
-from tlx.evaluation.style import data_uri, pixels, printable, short
+from tlx.evaluation.style import data_uri, pixels, printable, short, shorten
 
 ODD = ["$a_$", "猫と犬", "<b>&", "\x07bell", "x" * 60, "\udcff"]
 
@@ -63,6 +63,18 @@ def test_curves_draw_the_points_they_are_given():
     assert axes.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]]
 
 
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_the_legend_of_curves_lies_outside_their_axes(count):
+    points = {f"a class's name {i} (0.{i:03d})": (np.eye(2)[0], np.eye(2)[1]) for i in range(count)}
+    figure = figures.curves(points, x="x", y="y")
+    pixels(figure)  # lays it out
+    (legend,) = figure.legends
+    box, below = legend.get_window_extent(), figure.axes[0].get_tightbbox()
+    assert box.y1 <= below.y0
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert len(legend.get_texts()) == count
+
+
 def test_class_distribution_has_a_bar_per_class_and_split():
     counts = {"train": np.array([4, 9]), "test": np.array([1, 2])}
     axes = figures.class_distribution(counts, ["a", "b"]).axes[0]
@@ -71,11 +83,11 @@ def test_class_distribution_has_a_bar_per_class_and_split():
     assert texts(figures.class_distribution(counts, ["a", "b"])) == ["11", "5"]
 
 
-def test_the_pie_puts_small_classes_together():
-    counts = np.array([50, 20, 8, 7, 6, 4, 2, 1, 1, 1])
-    figure = figures.class_shares(counts, [f"c{i}" for i in range(10)])
-    assert texts(figure)[-1] == "4 others  5.0%"
-    assert len(figure.axes[0].patches) == 7
+def test_the_ring_says_shares_beside_it():
+    axes = figures.class_shares(np.array([5, 14, 0, 1]), ["a", "b", "none", "c"]).axes[0]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["b  70.0%", "a  25.0%", "c  5.0%", "none  0.0%"]
+    assert [text for text in texts(axes.figure) if text] == []  # none that could overlap
 
 
 def test_the_embedding_marks_the_wrong_ones_with_a_cross():
@@ -165,3 +177,14 @@ def test_printable_and_short():
     assert printable("a\x07b\udcffc") == "a\ufffdb\ufffdc"
     assert short("abcdefgh", 5) == "ab…gh"
     assert short("abcde", 5) == "abcde"
+
+
+def test_names_shortened_together_stay_distinct():
+    flowers = [f"flower_{i:03d} some petal" for i in range(102)]
+    assert shorten(flowers, 14)[:2] == ["flower_000…tal", "flower_001…tal"]
+    inside = [f"the same beginning {i} and then the same long end" for i in range(3)]
+    both = [*inside, *(f"other {name}" for name in inside), "short"]
+    assert shorten(both, 14)[2:4] == ["the same beginning 2 and t…", "other the same beginning 0…"]
+    for names in (flowers, both):
+        assert len(set(shorten(names, 14))) == len(names)
+    assert shorten(["abcdefgh", "abcd", "abcdefgh"], 5) == ["ab…gh", "abcd", "ab…gh"]

@@ -15,7 +15,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tlx.data.images import UnreadableImage, load_rgb
 from tlx.data.manifest import Manifest
 from tlx.evaluation.examples import augmented_views, class_counts
-from tlx.evaluation.figures import class_distribution, class_shares, confusion_matrix, image_grid
+from tlx.evaluation.figures import (
+    MOST_SHARES,
+    class_distribution,
+    class_shares,
+    confusion_matrix,
+    image_grid,
+)
 from tlx.evaluation.hparams import write_hparams
 from tlx.evaluation.metrics import confusion
 from tlx.evaluation.prediction_file import PredictionFile, read_predictions
@@ -99,7 +105,8 @@ def _show_data(board: _Board, config: Config) -> None:
     counts = class_counts(manifest)
     board.show("data/classes", class_distribution(counts, manifest.classes))
     total = np.sum(list(counts.values()), axis=0)
-    board.show("data/class_shares", class_shares(total, manifest.classes))
+    if len(manifest.classes) <= MOST_SHARES:
+        board.show("data/class_shares", class_shares(total, manifest.classes))
     samples = manifest.split("train")  # at equal distances: it has them by class
     places = np.linspace(0, len(samples) - 1, min(len(samples), IN_GRID)).round().astype(int)
     chosen = [samples[i] for i in places]

@@ -15,17 +15,19 @@ from tlx.evaluation.style import (
     BLUE,
     GREEN,
     GREY,
+    HEIGHT,
     PALETTE,
     SPLIT_COLOURS,
     VERMILION,
     WIDTH,
     panel,
     printable,
-    short,
+    shorten,
     styled,
 )  # fmt: skip
 
 MOST_CLASSES = 20  # more are no longer readable; the figure says what it leaves out
+MOST_SHARES = len(PALETTE)
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#FFFFFF", "#8FC1E0", BLUE])
 
 
@@ -35,7 +37,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     errors = counts - np.diag(np.diag(counts))
     involved = np.argsort(-(errors.sum(0) + errors.sum(1)), kind="stable")[:MOST_CLASSES]
     kept = np.sort(involved)
-    shown, names = counts[np.ix_(kept, kept)], [short(classes[i], 14) for i in kept]
+    shown, names = counts[np.ix_(kept, kept)], shorten([classes[i] for i in kept], 14)
     side = WIDTH if len(kept) <= 10 else 1.4 * WIDTH
     figure, axes = panel(side, side * 0.86)
     rows = counts[kept].sum(axis=1, keepdims=True)
@@ -95,7 +97,10 @@ def curves(
     axes.grid()
     if len(points) > len(PALETTE):
         axes.set_title(f"The first {len(PALETTE)} of {len(points)} classes", fontsize=9)
-    axes.legend(loc="lower right" if chance else "lower left")
+    columns = 2 if len(points) > 1 else 1
+    rows = -(-min(len(points), len(PALETTE)) // columns)
+    figure.set_figheight(HEIGHT + 0.18 * rows)  # below the axes, whose height stays
+    figure.legend(loc="outside lower left", ncols=columns, columnspacing=1)
     return figure
 
 
@@ -111,7 +116,7 @@ def class_distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequenc
         axes.barh(range(len(kept)), width, left=left, color=SPLIT_COLOURS[split], label=split,
                   height=0.7)  # fmt: skip
         left += width
-    axes.set_yticks(range(len(kept)), [short(classes[i]) for i in kept])
+    axes.set_yticks(range(len(kept)), shorten([classes[i] for i in kept]))
     for row, number in enumerate(left.astype(int)):
         axes.annotate(f"{number:,}", (number, row), (4, 0), textcoords="offset points",
                       va="center", fontsize=8, color="#4A5058")  # fmt: skip
@@ -128,20 +133,17 @@ def class_distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequenc
 
 @styled
 def class_shares(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Images per class as a pie; beyond the seven largest, together."""
+    """Images per class as a ring, of at most MOST_SHARES classes."""
     figure, axes = panel(height=2.6)
     order = np.argsort(-counts, kind="stable")
-    single = order[:7] if len(order) <= 8 else order[:6]
-    numbers = [int(counts[i]) for i in single]
-    names = [short(classes[i], 14) for i in single]
-    if len(single) < len(order):
-        numbers.append(int(counts.sum()) - sum(numbers))
-        names.append(f"{len(order) - len(single)} others")
-    total = max(1, sum(numbers))
-    labels = [f"{n}  {number / total:.1%}" for n, number in zip(names, numbers, strict=True)]
-    if sum(numbers) > 0:
-        axes.pie(numbers, colors=PALETTE[: len(numbers)], startangle=90, counterclock=False,
-                 labels=labels, wedgeprops={"width": 0.42, "edgecolor": "white"})  # fmt: skip
+    names, total = shorten([classes[i] for i in order]), max(1, counts.sum())
+    labels = [f"{name}  {counts[i] / total:.1%}" for name, i in zip(names, order, strict=True)]
+    if counts.any():
+        wedges, *_ = axes.pie(
+            counts[order], colors=PALETTE[: len(order)], startangle=90, counterclock=False,
+            wedgeprops={"width": 0.42, "edgecolor": "white"},
+        )  # fmt: skip
+        axes.legend(wedges, labels, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -158,8 +160,9 @@ def embedding(
     figure, axes = panel(height=3.6)
     common = np.argsort(-np.bincount(labels, minlength=len(classes)), kind="stable")[:7]
     others = ~np.isin(labels, common)
+    names = shorten([classes[c] for c in common])
     groups = [
-        (short(classes[c]), labels == c, colour) for c, colour in zip(common, PALETTE, strict=False)
+        (name, labels == c, colour) for name, c, colour in zip(names, common, PALETTE, strict=False)
     ]
     if others.any():
         groups.append((f"{len(classes) - len(common)} other classes", others, "#C9CDD3"))
@@ -174,8 +177,8 @@ def embedding(
              ylabel=f"second ({explained[1]:.0%})")  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], loc="best", handletextpad=0.2)
+    handles, texts = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], texts[::-1], loc="best", handletextpad=0.2)
     return figure
 
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tlx.evaluation.history import History, smooth
-from tlx.evaluation.style import PALETTE, SPLIT_COLOURS, panel, short, styled
+from tlx.evaluation.style import PALETTE, SPLIT_COLOURS, panel, short, shorten, styled
 
 SMOOTHING = 0.8
 LONG = 30  # epochs from which curves are smoothed: at first that lags behind them
@@ -44,10 +44,10 @@ def learning_rates(history: History) -> Figure:
     tags = [tag for tag in history.series if tag.startswith("lr/")]
     kept = np.unique(np.linspace(0, len(tags) - 1, min(len(tags), _MOST_RATES)).astype(int))
     lowest = np.inf
-    for colour, i in zip(PALETTE, kept, strict=False):
+    names = shorten([tags[i].removeprefix("lr/") for i in kept])
+    for colour, i, name in zip(PALETTE, kept, names, strict=False):
         steps, values = history.series[tags[i]]
         shown = np.where(values > 0, values, np.nan)  # a rate of 0 has no place on this axis
-        name = short(tags[i].removeprefix("lr/"))
         axes.plot(
             history.epochs(steps),
             shown,

@@ -5,7 +5,7 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -83,9 +83,24 @@ def printable(text: str) -> str:
 
 def short(text: str, length: int = 16) -> str:
     """Without its middle where it is longer: names that begin alike often end differently."""
-    text = printable(text)
-    end = (length - 1) // 2
-    return text if len(text) <= length else f"{text[: length - 1 - end]}…{text[-end:]}"
+    return _without_middle(printable(text), length, (length - 1) // 2)
+
+
+def shorten(texts: Sequence[str], length: int = 16) -> list[str]:
+    """All `short` in the same way, and distinct: by another cut, or else somewhat longer."""
+    texts = [printable(text) for text in texts]
+    for size in range(length, max(map(len, texts), default=0)):
+        for end in sorted(range(size), key=lambda end: abs(end - (size - 1) // 2)):
+            found = [_without_middle(text, size, end) for text in texts]
+            if len(set(found)) == len(set(texts)):
+                return found
+    return texts
+
+
+def _without_middle(text: str, length: int, end: int) -> str:
+    """Of a longer text the last `end` characters, and as many of the first as it may have."""
+    cut = len(text) - end
+    return text if len(text) <= length else f"{text[: length - 1 - end]}…{text[cut:]}"
 
 
 def pixels(figure: Figure, dpi: int = 144) -> NDArray[np.uint8]:

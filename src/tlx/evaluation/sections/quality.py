@@ -11,7 +11,7 @@ from tlx.evaluation.examples import confused_pairs
 from tlx.evaluation.finished import FinishedRun, Judged
 from tlx.evaluation.metrics import confusion
 from tlx.evaluation.shown import NOTHING, ShownFigure, figure, interval, listed, percent
-from tlx.evaluation.style import short
+from tlx.evaluation.style import shorten
 
 SPLIT_NAMES = {"test": "test", "val": "validation"}
 MOST_ROWS = 60
@@ -175,10 +175,10 @@ def _curves(judged: Judged, classes: Sequence[str], positive: int) -> list[Shown
     if not shown:
         return []
     roc, pr = {}, {}
-    for i in shown[:MOST_CURVES]:
+    drawn = shown[:MOST_CURVES]
+    for i, name in zip(drawn, shorten([classes[i] for i in drawn]), strict=True):
         scores, truth = judged.probabilities[:, i], judged.labels == i
         area, average = areas[i]
-        name = short(classes[i], 20)
         roc[f"{name} ({area:.3f})"] = curves.roc_curve(scores, truth)
         precision, recall = curves.precision_recall_curve(scores, truth)
         pr[f"{name} ({average:.3f})"] = (recall, precision)
