@@ -159,6 +159,15 @@ def test_notes_name_the_classes_that_numbers_cannot_speak_of():
     assert evaluate(*CASES["three classes"], names(3))["notes"] == []
 
 
+def test_a_class_without_images_that_is_predicted_is_said_to_count():
+    probabilities, labels = CASES["a class absent"]
+    found = evaluate(probabilities, labels, names(4))
+    assert "No image of class 2, yet predicted: F1 counts 0." in found["notes"]
+    by_class = [scores["f1"] for scores in found["per_class"].values()]
+    assert by_class[2] == 0
+    assert found["macro_f1"] == pytest.approx(np.mean(by_class))
+
+
 def test_a_threshold_changes_classes_and_not_probabilities():
     probabilities, labels = CASES["two classes"]
     plain = evaluate(probabilities, labels, names(2))

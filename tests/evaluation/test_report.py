@@ -21,6 +21,9 @@ from tlx.evaluation.history import read_history
 from tlx.evaluation.metrics import evaluate
 from tlx.evaluation.prediction_file import Predictions
 from tlx.evaluation.report import write_report
+from tlx.evaluation.sections.data import _distribution, _sizes
+from tlx.evaluation.sections.quality import _by_class
+from tlx.evaluation.shown import NOTHING, by
 from tlx.files import write_json
 from tlx.models.decision import Decision
 from tlx.models.folder import Architecture, SavedModel, build_classifier, save_model
@@ -301,6 +304,30 @@ def test_1000_classes_stay_readable(tmp_path):
     assert path.stat().st_size < 1_000_000
     assert "The 60 classes with the lowest F1; 940 others are in metrics.json" in text
     assert "940 smaller classes are left out" in text
+
+
+def test_a_class_without_images_has_no_recall_and_no_f1():
+    known = {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 4}
+    absent = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "recall_ci95": None}
+    rows = _by_class({"owl": absent, "cat": known})["rows"]
+    assert rows[0] == ("owl", "0", "0.0\u202f%", NOTHING, NOTHING, NOTHING)
+    many = {f"cat {i}": known for i in range(60)} | {"owl": absent}
+    assert "owl" not in [name for name, *_ in _by_class(many)["rows"]]
+
+
+def test_sizes_and_counts_are_those_of_the_images(tmp_path):
+    samples = [
+        Sample(f"{i}.png", "ab"[i % 2], "train", "", "", *size)
+        for i, size in enumerate([(50, 100), (100, 50), (50, 100), (100, 50)])
+    ]
+    manifest = Manifest.of(tmp_path, samples)
+    assert _sizes(manifest) == "50 to 100 pixels wide and 50 to 100 high"
+    assert _sizes(Manifest.of(tmp_path, samples[::2])) == f"all {by(50, 100)} pixels"
+    bars, ring = _distribution(manifest)
+    assert bars.alt.endswith("by split: all 2 classes have 2 images.")
+    assert "all 2 classes have 2 images" in ring.alt
+    many = [Sample(f"{i}.png", f"class {i}", "train", "", "") for i in range(9)]
+    assert len(_distribution(Manifest.of(tmp_path, many))) == 1  # the bars alone
 
 
 def test_history_reads_stages_and_the_later_of_two_values(tmp_path):

@@ -65,9 +65,10 @@ def _by_class(metrics: Mapping[str, Any], split: str) -> Table:
     columns = ("class", "precision", "recall", "95 % CI", "F1", "images")
     rows = table(f"Classes, on {split}", columns, left=1)
     for name, m in metrics["per_class"].items():
+        recall, f1 = (f"{m[key]:.4f}" if m["support"] else "-" for key in ("recall", "f1"))
         rows.add_row(
-            Text(name), f"{m['precision']:.4f}", f"{m['recall']:.4f}", interval(m["recall_ci95"]),
-            f"{m['f1']:.4f}", str(m["support"]),
+            Text(name), f"{m['precision']:.4f}", recall, interval(m["recall_ci95"]), f1,
+            str(m["support"]),
         )  # fmt: skip
     return rows
 

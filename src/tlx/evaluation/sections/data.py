@@ -1,6 +1,7 @@
 """What a run was trained on: the images, their classes and splits, and the augmentation."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,17 @@ def data(run: FinishedRun) -> dict[str, Any]:
 
 
 def _sizes(manifest: Manifest) -> str:
-    """The range of the images' sides in pixels, where the manifest knows them."""
-    known = [s for s in manifest.samples if s.width > 0]
-    if not known:
-        return ""
-    widths, heights = [s.width for s in known], [s.height for s in known]
-    if min(widths) == max(widths) and min(heights) == max(heights):
-        return f"all {by(widths[0], heights[0])} pixels"
-    return f"{by(min(widths), min(heights))} to {by(max(widths), max(heights))} pixels"
+    """The range of the images' sides, where the manifest knows them."""
+    sizes = {(s.width, s.height) for s in manifest.samples if s.width > 0}
+    if len(sizes) <= 1:
+        return "".join(f"all {by(*size)} pixels" for size in sizes)
+    widths, heights = zip(*sizes, strict=True)
+    return f"{_span(widths)} pixels wide and {_span(heights)} high"
+
+
+def _span(sides: Sequence[int]) -> str:
+    least, most = min(sides), max(sides)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _distribution(manifest: Manifest) -> list[ShownFigure]:
@@ -62,18 +66,20 @@ def _distribution(manifest: Manifest) -> list[ShownFigure]:
         f"({percent(total[most] / total.sum())}), the smallest {manifest.classes[least]} with "
         f"{total[least]:,}"
     )
-    return [
+    if total[most] == total[least]:
+        finding = f"all {len(total)} classes have {total[most]:,} images"
+    shown = [
         figure(
             figures.class_distribution(counts, manifest.classes),
             f"Bars of the images of each class, by split: {finding}.",
             "Images of each class, by split.",
-        ),
-        figure(
-            figures.class_shares(total, manifest.classes),
-            f"Pie of the classes' shares: {finding}.",
-            "Shares of the classes, over all splits.",
-        ),
+        )
     ]
+    if len(total) <= figures.MOST_SHARES:  # of more the bars say it better
+        ring = figures.class_shares(total, manifest.classes)
+        alt = f"Ring of the classes' shares: {finding}."
+        shown.append(figure(ring, alt, "Shares of the classes, over all splits."))
+    return shown
 
 
 def _examples(run: FinishedRun, manifest: Manifest) -> list[Picture]:

@@ -101,18 +101,19 @@ def _number(value: float | None) -> str:
 
 
 def _by_class(per_class: Mapping[str, Any]) -> dict[str, Any]:
-    """Of many classes, those with the lowest F1."""
+    """Of many classes, those with the lowest F1. Without an image there is no recall, and no F1."""
     names = list(per_class)
     if len(names) > MOST_ROWS:
-        names = sorted(names, key=lambda name: float(per_class[name]["f1"]))[:MOST_ROWS]
+        names.sort(key=lambda name: (not per_class[name]["support"], per_class[name]["f1"]))
+        names = names[:MOST_ROWS]
     rows = [
         (
             name,
             str(m["support"]),
             percent(m["precision"]),
-            percent(m["recall"]),
+            percent(m["recall"] if m["support"] else None),
             interval(m.get("recall_ci95")),
-            percent(m["f1"]),
+            percent(m["f1"] if m["support"] else None),
         )
         for name, m in ((name, per_class[name]) for name in names)
     ]
