@@ -162,7 +162,7 @@ def test_notes_name_the_classes_that_numbers_cannot_speak_of():
 def test_a_class_without_images_that_is_predicted_is_said_to_count():
     probabilities, labels = CASES["a class absent"]
     found = evaluate(probabilities, labels, names(4))
-    assert "No image of class 2, yet predicted: F1 counts 0." in found["notes"]
+    assert "No image of class 2, yet predicted: its F1 of 0 counts in macro F1." in found["notes"]
     by_class = [scores["f1"] for scores in found["per_class"].values()]
     assert by_class[2] == 0
     assert found["macro_f1"] == pytest.approx(np.mean(by_class))

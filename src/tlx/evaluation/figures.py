@@ -143,7 +143,7 @@ def class_shares(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
             counts[order], colors=PALETTE[: len(order)], startangle=90, counterclock=False,
             wedgeprops={"width": 0.42, "edgecolor": "white"},
         )  # fmt: skip
-        axes.legend(wedges, labels, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.legend(wedges, labels, loc="outside right center")
     return figure
 
 

@@ -124,7 +124,9 @@ def _notes(matrix: Labels, classes: Sequence[str], *, with_interval: bool) -> li
             f"No image of {_named(absent, classes)}: no recall, and no area under a curve."
         )
     if len(called := np.flatnonzero((truth == 0) & (predicted > 0))):
-        notes.append(f"No image of {_named(called, classes)}, yet predicted: F1 counts 0.")
+        notes.append(
+            f"No image of {_named(called, classes)}, yet predicted: its F1 of 0 counts in macro F1."
+        )
     if len(never := np.flatnonzero((predicted == 0) & (truth > 0))):
         notes.append(f"Never predicted: {_named(never, classes)}; precision and F1 count 0.")
     if not with_interval:
