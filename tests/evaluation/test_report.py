@@ -245,6 +245,14 @@ def test_what_is_missing_is_said(run, image_folder, missing):
     assert "has no TensorBoard events" in page.text
 
 
+@pytest.mark.parametrize(("backbone", "article"), [("efficientnet_b0", "An"), ("vgg16", "A")])
+def test_the_article_fits_the_backbone(run, backbone, article):
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("squeezenet1_1", backbone), "utf-8")
+    page = Page(write_report(run, gradcam=False).read_text("utf-8"))
+    assert f" {article} {backbone} , pretrained" in page.text
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is no run's folder"):
         write_report(tmp_path, gradcam=False)
