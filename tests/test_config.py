@@ -339,6 +339,14 @@ def test_runs_that_begin_in_one_second_have_a_folder_each(tmp_path):
     assert Path(f"{path}-2").is_dir()
 
 
+def test_a_folder_that_cannot_be_made(monkeypatch, tmp_path):
+    (tmp_path / "outputs").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tlx.train"])
+    with pytest.raises(UserError, match=r"^outputs/\S+ cannot be made: Not a directory; .*run.dir"):
+        run_hydra(lambda begun: None)
+
+
 def test_a_path_below_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert config("data=folder", "data.root=~/photos").data.root == "/home/someone/photos"

@@ -13,6 +13,7 @@ CHAIN = [
     "models.catalog",
     "models.decision",
     "specs",
+    "overrides",
     "composition",
     "config",
     "data",

@@ -19,18 +19,21 @@ from typing import Any
 from tlx.errors import UserError, unknown
 from tlx.files import replace_atomically
 from tlx.models.catalog import BACKBONES
-
-# settings that are paths, which Hydra's grammar does not take whole
-PATHS = (
-    "data.root", "data.table", "data.exclude", "backbone.weights", "cache.dir", "hydra.run.dir",
-    "hydra.sweep.dir",
-)  # fmt: skip
-NAMINGS = ("data.class_weights", "data.columns")  # mappings with names that users' data have
-ODD = r"[^\w /\\.+:@%*?|$-]"  # what Hydra reads otherwise in a text
-PART = (  # what commas outside quotes and brackets divide
-    r"(?:(?<!\w)'(?:\\'|[^'])*'|(?<!\w)\"[^\"]*\"|\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|[^,])+"
+from tlx.overrides import (
+    NAMINGS,
+    PART,
+    PATHS,
+    SWEEPS,
+    as_typed,
+    in_quotes,
+    is_mapping,
+    is_misread,
+    is_no_choice,
+    is_swept,
+    mapping,
+    several,
+    unreadable,
 )
-SWEEPS = re.compile(r"(choice|glob|interval|range|shuffle|sort|tag)\(")  # Hydra's functions
 
 # What others call it; with a dot before it, what ends so.
 ALIASES = {
@@ -157,16 +160,6 @@ def _unused(path: str) -> str:
     raise AssertionError
 
 
-def as_typed(path: str) -> str:
-    """Without the quotes that Hydra takes off, and the ~ that the shell leaves."""
-    return os.path.expanduser(_unquoted(path))
-
-
-def _unquoted(text: str) -> str:
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if is_quoted else text
-
-
 def _quoted(argument: str) -> str:
     """Regular expressions, paths, names and choices that Hydra reads otherwise, as they are."""
     key, _, value = argument.partition("=")
@@ -181,41 +174,19 @@ def _quoted(argument: str) -> str:
             value = os.path.abspath(value)
         argument = f"{key}={value}"
     if key == "data.group" or (key == "data" and os.path.exists(value)):
-        return f"{key}={_in_quotes(value)}"
+        return f"{key}={in_quotes(value)}"
     if "${" in value or SWEEPS.match(value):
         return argument
     if is_choice:
-        is_misread = _is_no_choice
+        to_quote = is_no_choice
     elif key in (*PATHS, "positive"):
-        is_misread = _is_misread
+        to_quote = is_misread
     elif key in NAMINGS and not _keeps_names(argument):
-        is_misread = _is_mapping
+        to_quote = is_mapping
     else:
         return argument
-    quoted = re.sub(PART, lambda m: _in_quotes(m[0].strip()) if is_misread(m[0]) else m[0], value)
+    quoted = re.sub(PART, lambda m: in_quotes(m[0].strip()) if to_quote(m[0]) else m[0], value)
     return f"{key}={quoted}"
-
-
-def _in_quotes(text: str) -> str:
-    """As Hydra reads them: a quote takes a backslash, and each backslash before a quote another."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), text)
-    return f"'{escaped}'"
-
-
-def _is_misread(text: str) -> bool:
-    return _unquoted(text) == text and bool(re.search(ODD, text, re.ASCII) or _is_no_text(text))
-
-
-def _is_no_text(text: str) -> bool:
-    return bool(re.fullmatch(r"[-+.\d_]*(e[-+\d_]+|inf|nan)?|true|false", text, re.IGNORECASE))
-
-
-def _is_no_choice(text: str) -> bool:
-    return text.casefold() == "null" or _is_no_text(text)
-
-
-def _is_mapping(text: str) -> bool:
-    return text.strip().startswith("{")
 
 
 def _keeps_names(argument: str) -> bool:
@@ -233,30 +204,6 @@ def _keeps_names(argument: str) -> bool:
     return all(isinstance(name, str) for name in names)
 
 
-def _mapping(key: str, text: str) -> dict[str, Any]:
-    """Of `{CLASS: NUMBER}` or `{COLUMN: NAME}`, where names may have any letters."""
-    if not text.endswith("}"):
-        raise UserError(f"{key}={text} lacks the }} at its end.")
-    pairs: dict[str, Any] = {}
-    for part in re.findall(PART, text.strip()[1:-1]):
-        is_column = key == "data.columns"
-        name, colon, value = part.partition(":") if is_column else part.rpartition(":")
-        if not colon:
-            raise UserError(
-                f"{key}={text}: {part.strip()} is no NAME: VALUE. A name with , or : takes quotes."
-            )
-        name, value = _unquoted(name.strip()), value.strip()
-        pairs[name] = _unquoted(value) if is_column else _number(value)
-    return pairs
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
 def _name_trials_by_what_differs() -> None:
     """Of a sweep's settings, those that all trials share stay out of the folders' names.
 
@@ -268,7 +215,7 @@ def _name_trials_by_what_differs() -> None:
     sys.argv[1:] = [*flags, *others]
     if flags:
         pairs = [a.lstrip("+").partition("=") for a in others if "=" in a]
-        swept = [(key, value) for key, _, value in pairs if _is_swept(value)]
+        swept = [(key, value) for key, _, value in pairs if is_swept(value)]
         shared = sorted({key for key, _, _ in pairs} - {key for key, _ in swept})
         name = "hydra.job.config.override_dirname.exclude_keys"
         sys.argv.append(f"{name}=[{','.join(shared)}]")
@@ -278,12 +225,6 @@ def _name_trials_by_what_differs() -> None:
         is_given = any(argument.startswith("hydra.sweep.subdir=") for argument in others)
         if (length > LONGEST_NAME or is_path) and not is_given:
             sys.argv.append("hydra.sweep.subdir=${hydra.job.num}")
-
-
-def _is_swept(value: str) -> bool:
-    """Whether it names several values: a comma outside quotes and brackets, or choice(…)."""
-    bare = re.sub(r"'(\\'|[^'])*'|\"[^\"]*\"|\{[^{}]*\}|\[[^\[\]]*\]", "", value)
-    return bool(re.search(r"[,(]", bare))
 
 
 def _plain(node: Any) -> dict[str, Any]:
@@ -302,7 +243,7 @@ def _plain(node: Any) -> dict[str, Any]:
         group, name = key.split(".")
         given = (raw.get(group) or {}).get(name)
         if isinstance(given, str) and given.startswith("{"):  # see _quoted
-            raw[group][name] = _mapping(key, given)
+            raw[group][name] = mapping(key, given)
     return raw
 
 
@@ -338,9 +279,15 @@ def _explain(error: BaseException) -> UserError:
     if found := re.search(r"Could not (?:find|load) '(\w+)/(.*?)'\.?(\n|$)", text):
         return _no_such_choice(found[1], found[2])
     if isinstance(error, OverrideParseException):
-        return _unreadable(error)
+        key = error.override.partition("=")[0]
+        is_key = re.fullmatch(r"[\w+~./@:$-]+", key, re.ASCII)
+        return unreadable(error.override, error.message) if is_key else _no_such_key(key)
+    if found := re.search(r"interpolation: \[Errno \d+\] (.+): '(.+)'", text):  # see _unused
+        return UserError(
+            f"{found[2]} cannot be made: {found[1]}; choose another hydra.run.dir=DIR."
+        )
     if found := re.search(r"^(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
-        return _several(found[1])
+        return several(found[1])
     return UserError(text.split("\nfull_key", maxsplit=1)[0].strip())
 
 
@@ -354,47 +301,10 @@ def _no_such_choice(group: str, name: str) -> UserError:
         return UserError(f"data={name} is a {kind}: {shlex.join(fix)}")
     if group == "data" and re.search(r"[/\\]", name):
         return UserError(f"data={name}: no such folder. One is given by data=folder data.root=DIR")
-    if group == "experiment" and _is_no_choice(name):
+    if group == "experiment" and is_no_choice(name):
         return UserError(f"experiment={name}: leave it out for none.")
     names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
     return unknown(group, name, sorted(names | set(BACKBONES if group == "backbone" else ())))
-
-
-def _unreadable(error: Any) -> UserError:
-    """Of what Hydra's grammar does not take."""
-    key, _, value = error.override.partition("=")
-    if not re.fullmatch(r"[\w+~./@:$-]+", key, re.ASCII):
-        return _no_such_key(key)
-    if SWEEPS.match(value):
-        said = error.message.splitlines()[-2]
-        return UserError(
-            f"{error.override}: {re.sub(r'.* while evaluating', 'cannot read', said)}."
-        )
-    is_nested = value[:1] in ("{", "[")
-    known = ODD.replace("[^", r"[^{}\[\],") if is_nested else ODD
-    found = re.search(known, value, re.ASCII)
-    if not is_nested:
-        what = f"a value with {found[0]}" if found else "it"
-        fix = f'takes quotes: "{key}={_in_quotes(value)}"'
-    elif found:
-        what = f"a value with {found[0]}"
-        fix = "takes quotes, \"{NAME: 'VALUE'}\"; NAME has a to z, digits, _ and - alone"
-    else:
-        what, fix = "brackets and quotes", "come in pairs"
-    return UserError(f"{error.override}: {what} {fix}.")
-
-
-def _several(override: str) -> UserError:
-    key, _, value = override.partition("=")
-    if SWEEPS.match(value):
-        return UserError(f"{override} is a sweep: add -m for a run with each value.")
-    bare = value.replace("'", "")
-    is_number = all(_is_no_text(part) for part in value.split(","))
-    one = "one number" if is_number else f"one (if it has commas, in quotes: \"{key}='{bare}'\")"
-    return UserError(
-        f"{key}={bare} has several values. Give {one}, or a list in brackets, '{key}=[{bare}]', "
-        "where it takes one, or -m for a run with each."
-    )
 
 
 def _no_such_key(key: str) -> UserError:

@@ -15,7 +15,6 @@ from typing import Any
 from tlx.commands import command
 from tlx.composition import (
     Begun,
-    as_typed,
     check_form,
     help_text,
     is_trial,
@@ -26,6 +25,7 @@ from tlx.composition import (
 from tlx.config import check_root, parse
 from tlx.errors import UserError
 from tlx.files import locked
+from tlx.overrides import as_typed
 
 log = logging.getLogger(__name__)
 

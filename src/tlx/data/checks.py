@@ -19,6 +19,8 @@ FEW = 10  # images of a class below which it is hardly learned, and not measured
 UNEQUAL, SKEWED = 1.5, 10  # times the smallest class: worth a note, a warning
 LONG = 2.0  # long side over short side
 DARK, BRIGHT = 8.0, 247.0  # mean grey levels
+# causes of the doctor's that are told here
+TOLD_OF_DATA = ("leak", "class_missing", "label_conflict", "small_images")
 MANY = 0.1  # share of the images from which an oddity is a warning
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from tlx.data.checks import TOLD_OF_DATA
 from tlx.errors import UserError
 from tlx.files import write_json
 
@@ -46,7 +47,6 @@ CAUSES: Mapping[str, str] = {
     "still_improving": "training ended while it still helped",
     "few_images": "too few images for the claim",
 }
-TOLD = {"leak", "class_missing", "label_conflict", "small_images"}  # training.job logs these itself
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def tell(run: Path, findings: Sequence[Finding]) -> None:
     before = {f["cause"]: f for f in known.get("doctor", [])}
     for finding in findings:
         said = before.pop(finding.cause, None)
-        if finding.severity != "note" and finding.cause not in TOLD and said is None:
+        if finding.severity != "note" and finding.cause not in TOLD_OF_DATA and said is None:
             log.warning("%s: %s (%s)", finding.cause, finding.evidence, finding.fix)
     found = [*before.values(), *as_json(findings)]
     found.sort(key=lambda f: _rank(f["severity"], f["cause"]))

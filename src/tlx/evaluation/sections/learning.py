@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from tlx.data.checks import TOLD_OF_DATA
 from tlx.errors import UserError
 from tlx.evaluation.finished import FinishedRun
 from tlx.evaluation.history import History
@@ -13,8 +14,6 @@ from tlx.evaluation.shown import NOTHING, ShownFigure, duration, figure
 from tlx.models.classifier import parameter_table
 from tlx.training.plan import meta_classifier
 from tlx.training.unfreezing import apply_stage, plain_stages
-
-SAID_OF_DATA = "leak", "class_missing", "label_conflict", "small_images"  # by the section on them
 
 
 def learning(run: FinishedRun) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def _doctor(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "fix": finding["fix"],
         }
         for finding in findings
-        if finding["cause"] not in SAID_OF_DATA
+        if finding["cause"] not in TOLD_OF_DATA
     ]
 
 
