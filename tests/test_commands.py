@@ -502,6 +502,31 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(
     assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)  # `finished` trained on cached features
 
 
+def test_what_ends_a_run_before_its_end_says_how_to_go_on(
+    image_folder, tmp_path, monkeypatch, capsys
+):
+    arguments = [*SMALL, f"data.root={image_folder}", f"hydra.run.dir={tmp_path}/run"]
+
+    def fail(*arguments, **settings):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tlx.conclusion.finish", fail)
+        with pytest.raises(RuntimeError) as found:
+            run_train(monkeypatch, *arguments)
+    (note,) = getattr(found.value, "__notes__", [f"resume={tmp_path}/run"])  # from Python 3.11 on
+    assert f"resume={tmp_path}/run" in note
+
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tlx.conclusion.write_board", stop)
+        with pytest.raises(SystemExit):
+            run_train(monkeypatch, f"resume={tmp_path}/run")
+    assert f"To go on: python -m tlx.report run={tmp_path}/run" in capsys.readouterr().err
+
+
 def test_processes_that_a_launcher_starts_share_a_folder(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun's
     with pytest.raises(SystemExit):

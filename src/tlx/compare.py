@@ -22,8 +22,9 @@ tlx compare: runs side by side, with intervals.
   split=test      val | test
   output=FOLDER   write runs.csv, pairs.csv, seeds.csv and compare.png there
 
-Pairs of runs on the same images get McNemar's exact test. Runs that differ in nothing but seed or
-data.fold are also taken together: mean, standard deviation, range and a 95 % interval.
+Pairs of runs on the same images get McNemar's exact test; of many pairs some are uneven by chance,
+which Holm's p allows for. Runs that differ in nothing but seed or data.fold are also taken
+together: mean, standard deviation, range and a 95 % interval.
 """
 
 

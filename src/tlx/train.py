@@ -189,16 +189,28 @@ def run(raw: dict[str, Any], folder: Path, begun: Begun | None = None) -> float:
                 conclude(job, stages, started=started, with_test=with_test, report=report)
         except (Interrupted, KeyboardInterrupt) as stop:
             reason = str(stop) or "Ctrl-C"
-            way = f"python -m tlx.train resume={shlex.quote(str(folder))}"
-            if begun is not None and in_sweep:
-                sweep = shlex.quote(f"hydra.sweep.dir={folder.parent}")
-                way = f"the same command with {sweep}; for this trial alone: {way}"
+            way = _way_on(folder, None if begun is None or not in_sweep else folder.parent)
             print(f"Stopped by {reason}. To go on: {way}", file=sys.stderr)
             sys.exit(getattr(stop, "exit_code", 130))
         except Exception as error:
+            is_begun = (folder / "checkpoints").exists() and not isinstance(error, UserError)
+            if is_begun and hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(f"Once that is mended, to go on: {_way_on(folder)}")
             abandon(error)
             raise
     return stages[-1].best
+
+
+def _way_on(folder: Path, sweep: Path | None = None) -> str:
+    """The command that ends what was stopped; `sweep` is the folder of a trial's."""
+    run = shlex.quote(str(folder))
+    way = f"python -m tlx.train resume={run}"
+    if (folder / "metrics.json").exists():
+        way = f"python -m tlx.report run={run}; the report alone is missing"
+    if sweep is not None:
+        given = shlex.quote(f"hydra.sweep.dir={sweep}")
+        way = f"the same command with {given}; for this trial alone: {way}"
+    return way
 
 
 if __name__ == "__main__":

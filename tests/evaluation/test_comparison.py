@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tlx.evaluation.comparison import Run, compare_pair, groups, mcnemar
+from tlx.evaluation.comparison import Run, compare_pair, compare_pairs, groups, mcnemar
 from tlx.evaluation.intervals import wilson
 
 
@@ -27,6 +27,22 @@ def test_a_pair_counts_what_only_one_has_right():
     pair = compare_pair(run("a", [True, True, True, False]), run("b", [True, False, False, True]))
     assert (pair.first_only, pair.second_only) == (2, 1)
     assert pair.p_value == 1.0
+
+
+def test_of_many_pairs_each_p_is_held_to_all():
+    """By Holm's definition, worked out by hand."""
+    right = [True] * 20
+    runs = [
+        run("a", right),
+        run("b", [False] * 8 + [True] * 12),  # against a: 8 of 8, p = 2 / 2⁸
+        run("c", [True] * 15 + [False] * 5),  # against a: 5 of 5, p = 2 / 2⁵; b: 8 of 13
+        run("d", right, images=[(f"{i:064x}", "dog") for i in range(20)]),  # no test, so no pair
+    ]
+    found = {(p.first, p.second): p.p_holm for p in compare_pairs(runs)}
+    assert found["a", "b"] == pytest.approx(3 * 2 / 2**8)
+    assert found["a", "c"] == pytest.approx(2 * 2 / 2**5)
+    assert found["b", "c"] == pytest.approx(stats.binomtest(5, 13).pvalue)
+    assert found["a", "d"] is None
 
 
 def test_other_images_are_refused():

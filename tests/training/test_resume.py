@@ -72,19 +72,20 @@ def outcome(folder):
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(image_folder, tmp_path):
+@pytest.mark.parametrize("third", range(3))
+def test_thirty_kills_change_nothing(image_folder, tmp_path, third):
     arguments = [*SETTINGS, f"data.root={image_folder}"]
     whole = tmp_path / "whole"
     began = time.monotonic()
     finish(start(*arguments, f"hydra.run.dir={whole}"))
     duration = time.monotonic() - began
     expected = outcome(whole)
-    moment = random.Random(0)
-    for number in range(30):
+    moment = random.Random(third)
+    for number in range(10):
         folder = tmp_path / f"run{number}"
         process = start(*arguments, f"hydra.run.dir={folder}")
-        if number < 3:  # one kill at least falls into each stage
-            begun = folder / "checkpoints" / ("head", "top", "all")[number]
+        if number == 0:  # one kill at least falls into each stage
+            begun = folder / "checkpoints" / ("head", "top", "all")[third]
             while process.is_alive() and not begun.exists():
                 time.sleep(0.01)
             assert begun.exists()
@@ -93,7 +94,7 @@ def test_thirty_kills_change_nothing(image_folder, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         if (folder / "metrics.json").exists():
-            assert number > 2  # the kill came too late
+            assert number > 0  # the kill came too late
         elif (folder / "manifest.csv").exists():
             finish(start(f"resume={folder}"))
         else:  # killed before there was anything: the same command again

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Pair:
-    """McNemar's exact test of two runs; `problem` says why there is none."""
+    """McNemar's exact test of two runs; `problem` says why there is none.
+
+    `p_holm` is for all pairs at once (Holm 1979): below 0.05 for any of equally good ones in less
+    than one comparison of twenty, however many there are.
+    """
 
     first: str
     second: str
@@ -40,6 +44,7 @@ class Pair:
     second_only: int = 0
     p_value: float | None = None
     problem: str = ""
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,13 @@ def compare_pair(first: Run, second: Run) -> Pair:
 
 
 def compare_pairs(runs: Sequence[Run]) -> list[Pair]:
-    return [compare_pair(first, second) for first, second in combinations(runs, 2)]
+    pairs = [compare_pair(first, second) for first, second in combinations(runs, 2)]
+    found = [(pair.p_value, i) for i, pair in enumerate(pairs) if pair.p_value is not None]
+    least = 0.0
+    for before, (p_value, i) in enumerate(sorted(found)):
+        least = max(least, min(1.0, p_value * (len(found) - before)))
+        pairs[i] = replace(pairs[i], p_holm=least)
+    return pairs
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

@@ -37,12 +37,13 @@ def show_comparison(
 
 
 def _pairs(pairs: Sequence[Pair], numbers: Mapping[str, str]) -> Table:
-    columns = ("run", "and run", "only first right", "only second right", "p")
+    columns = ("run", "and run", "only first right", "only second right", "p", "Holm's p")
     rows = table("McNemar's exact test", columns, left=2)
     for p in pairs:
         if p.p_value is not None:
             counts = (str(p.first_only), str(p.second_only))
-            rows.add_row(numbers[p.first], numbers[p.second], *counts, f"{p.p_value:.4g}")
+            values = (f"{p.p_value:.4g}", f"{p.p_holm:.4g}")
+            rows.add_row(numbers[p.first], numbers[p.second], *counts, *values)
     return rows
 
 
