@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow test-lowest lint bench clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -13,10 +13,13 @@ demo: .venv/.demo  ## train a defect detector for solar cells: VGG16, 2,624 phot
 	$(BIN)/python -m tlx.train
 
 test: .venv/.dev  ## the default tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: .venv/.dev  ## the slow tests and those that need pretrained weights
-	$(BIN)/python -m pytest -n auto -m "slow or pretrained"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow or pretrained"
+
+test-lowest: .lowest/.done  ## the default tests with the oldest versions allowed, and any Python (PYTHON=python3.10)
+	.lowest/bin/python -m pytest -n auto --dist worksteal -o filterwarnings=ignore
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check
@@ -29,7 +32,7 @@ bench: .venv/.demo .bench/keras/.done .bench/torch/.done  ## tlx beside Keras, f
 	$(BIN)/python benchmarks/peers/compare.py .bench $(BENCH)
 
 clean:  ## remove the environments and what tools left behind; runs in outputs/ stay
-	rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf .venv .lowest .bench .pytest_cache .mypy_cache .ruff_cache build dist
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python 3.11 or newer; tlx itself 3.10")'
@@ -41,6 +44,12 @@ clean:  ## remove the environments and what tools left behind; runs in outputs/ 
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[demo,dev]'
+	touch $@
+
+.lowest/.done: pyproject.toml
+	$(PYTHON) -m venv .lowest
+	grep -o '"[a-z][a-z0-9-]*>=[^",]*"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > .lowest/constraints.txt
+	.lowest/bin/python -m pip --disable-pip-version-check install --quiet -c .lowest/constraints.txt -e '.[demo,dev]'
 	touch $@
 
 .bench/%/.done: benchmarks/peers/%.txt

@@ -57,7 +57,7 @@ def test_augmentation(tmp_path: Path, overrides: list[str], causes: list[str]) -
 
 
 def test_labels_of_other_images(tmp_path: Path) -> None:
-    case = solar_cells(tmp_path, "backbone=vgg16")
+    case = solar_cells(tmp_path, "backbone=vgg16", "data.image_size=96")
     samples = case.job.manifest.samples
     order = np.random.default_rng(0).permutation(len(samples))
     samples = [replace(s, label=samples[i].label) for s, i in zip(samples, order, strict=True)]

@@ -241,7 +241,7 @@ def _construct(
     name: str, family: Family, options: Mapping[str, Any], *, initialise: bool
 ) -> nn.Module:
     """torchvision's network without its classifier; without `initialise` to be filled by _load."""
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # get_default_device() of torch 2.7 does not know of `with`
     if not initialise or device.type == "meta":
         context = torch.device("cpu"), _Unallocated(lambda _: True)
     else:
