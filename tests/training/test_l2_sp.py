@@ -46,9 +46,11 @@ def plain_loop(run, batches, *, accumulate, clip, strength=None):
         of_epoch = batches[epoch * an_epoch : (epoch + 1) * an_epoch]
         for start in range(0, an_epoch, accumulate):
             optimizer.zero_grad()
-            for images, labels, _ in of_epoch[start : start + accumulate]:
+            together = of_epoch[start : start + accumulate]
+            count = sum(len(labels) for _, labels, _ in together)
+            for images, labels, _ in together:
                 inputs = run.model.preprocess.normalize(images)
-                (F.cross_entropy(model(inputs), labels) / accumulate).backward()
+                (F.cross_entropy(model(inputs), labels, reduction="sum") / count).backward()
             if strength is not None:
                 away = sum((decayed[k] - w0).square().sum() for k, w0 in held.items())
                 (strength / 2 * away).backward()

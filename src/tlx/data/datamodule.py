@@ -164,6 +164,12 @@ class ImageData(LightningDataModule):
         batches, rest = divmod(len(self.manifest.split("train")) // world_size, self._share())
         return batches + (rest > 1)
 
+    def images_in(self, first: int, last: int) -> int:
+        """Images in the batches of train from `first` up to `last`, without it, of each process."""
+        _, world_size = self._process()
+        mine, share = len(self.manifest.split("train")) // world_size, self._share()
+        return min(last * share, mine) - first * share
+
     @staticmethod
     def _go_on(sampler: EpochSampler, trainer: Trainer, batch_size: int) -> None:
         """Start where an interrupted process stopped.

@@ -83,7 +83,7 @@ def prepare(config: Config, folder: Path) -> Job:
         )
     batches = -(-len(manifest.split("train")) // config.data.batch_size)
     batches = min(batches, config.trainer.limit_train or batches)
-    if config.trainer.accumulate > batches:  # gradients would be divided by it all the same
+    if config.trainer.accumulate > batches:  # so many never come together
         raise UserError(
             f"trainer.accumulate={config.trainer.accumulate} is more than the {batches} batches of "
             f"an epoch; give {batches} or less, or a smaller data.batch_size."

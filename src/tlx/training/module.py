@@ -63,6 +63,7 @@ class StageModule(LightningModule):
         if compiled:
             torch.compiler.reset()  # else the stages' graphs together are too many for it
             self._compiled = torch.compile(classifier.forward)
+        self._share = 1.0  # of the batch in its step, where 1 is what Lightning gives each
         self.step_ended = 0.0  # on time.perf_counter's clock, after what callbacks did
         self._train_seen: list[Tensor] = []
         self._val_seen: list[Tensor] = []
@@ -131,7 +132,21 @@ class StageModule(LightningModule):
         logits = self._logits(inputs)
         losses = self.train_losses(logits, targets, positions)
         self._train_seen.append(_outcome(logits, losses, targets))
+        self._share = self._share_of(batch_idx, len(losses))
         return losses.mean()
+
+    def _share_of(self, batch_idx: int, images: int) -> float:
+        trainer: Any = self.trainer
+        together: int = trainer.accumulate_grad_batches
+        first = batch_idx // together * together
+        last = min(first + together, self._batches())
+        of_step: int = trainer.datamodule.images_in(first, last)
+        return together * images / of_step
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """A step's gradient is the mean over its images, also where `trainer.accumulate` batches
+        are not full or not all there, by whose number Lightning has divided."""
+        super().backward(loss * self._share, *args, **kwargs)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, labels, _ = batch
