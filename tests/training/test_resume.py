@@ -171,6 +171,19 @@ def test_a_first_epoch_whose_loss_is_no_number_is_not_the_best(job, monkeypatch)
     assert train_stages(job("run"))[0].best_epoch == 2
 
 
+def test_an_epoch_whose_loss_is_no_number_is_not_the_best_by_its_accuracy(job, monkeypatch):
+    original = StageModule._log
+
+    def log(self, split, seen):
+        if split == "val":
+            is_lost = self.trainer.current_epoch == 1
+            seen[:] = [torch.tensor([[float("nan") if is_lost else 0.7, float(is_lost)]])]
+        original(self, split, seen)
+
+    monkeypatch.setattr(StageModule, "_log", log)
+    assert train_stages(job("run", "monitor=accuracy"))[0].best_epoch == 1
+
+
 def test_seconds_are_those_of_all_processes(job, tmp_path, monkeypatch):
     interrupt_at(job("cut"), monkeypatch, "head", 0, 1)
     path = tmp_path / "cut/checkpoints/head/last.ckpt"

@@ -121,9 +121,11 @@ class Checkpoints(Checkpoint):
         epoch = trainer.current_epoch + 1
         metrics = trainer.callback_metrics
         score = self.sign * float(metrics[self.monitor]), -float(metrics["val/loss"])
-        # nothing is above NaN, with which a first epoch may have begun
-        was_lost = self.best is not None and math.isnan(self.best[0]) and not math.isnan(score[0])
-        improved = self.best is None or was_lost or score > self.best
+        # nothing is above NaN, with which a first epoch may have begun; nor is it the best by the
+        # accuracy that one class for all images has
+        was_lost = self.best is not None and math.isnan(self.best[1])
+        is_lost = math.isnan(score[1])
+        improved = self.best is None or (not is_lost and (was_lost or score > self.best))
         if improved:
             self.best, self.best_epoch = score, epoch
         if trainer.is_global_zero and (improved or self.hand_over == "last"):
