@@ -86,6 +86,10 @@ def test_the_network_has_the_size_of_the_weights():
         (["backbone.weights=IMAGENET1K_V7"], "unknown backbone.weights .*IMAGENET1K_V1"),
         (["backbone=resnet18", "+backbone.classifier=true"], "resnet18: only .* alexnet and vgg"),
         (["stage.head.train_from=head.layers.output"], "head.* always learns as a whole"),
+        (
+            ["backbone=resnet18", "data.image_size=32", "data.batch_size=1"],
+            "stage top: of one image with 32 .* data.batch_size=2 .*top.batchnorm_learning=frozen",
+        ),
     ],
 )
 def test_mistakes(overrides, message):

@@ -128,6 +128,7 @@ def check(config: Config) -> None:
     for stage in stages:
         apply_stage(classifier, stage)
         check_optimizer(stage, classifier)
+        _check_batchnorm(config, stage, classifier)
 
 
 def _check_input(config: Config) -> None:
@@ -150,6 +151,23 @@ def _check_input(config: Config) -> None:
             "preprocess.allow_mismatch=true."
         )
     log.warning("MISMATCH: %s Allowed by preprocess.allow_mismatch=true.", mismatch)
+
+
+def _check_batchnorm(config: Config, stage: StageSpec, classifier: Classifier) -> None:
+    """One image at a time may leave a single value a channel, which has no variance."""
+    processes, size = process_count(config.trainer), preprocessing(config).image_size
+    if share_of_batch(config.data.batch_size, processes) > 1:
+        return
+    try:
+        with torch.no_grad():
+            classifier(torch.empty(1, 3, size, size, device="meta"))
+    except ValueError:
+        policy = "batchnorm_learning" if stage.batchnorm == "frozen" else "batchnorm"
+        raise UserError(
+            f"stage {stage.name}: of one image with {size} pixels a side BatchNorm gets a single "
+            f"value a channel, from which it cannot learn; give data.batch_size={2 * processes} or "
+            f"more, or stage.{stage.name}.{policy}=frozen."
+        ) from None
 
 
 def _check_fused(config: Config, stage: StageSpec) -> None:
