@@ -142,6 +142,9 @@ def test_zero_is_a_value():
         ),
         (["stage.head.scheduler.name=constant"], r"'stage.head.scheduler=\{name: …\}'"),
         (["optimizer.lr=0"], "stage.*learning rate of 0; it must be above 0"),
+        (["stage.top.lr=inf"], "stage.top: a learning rate of inf; it must be .* finite"),
+        (["trainer.clip=nan"], "trainer.clip=nan must be above 0"),
+        (["+stage.x.train_from=all"], "stage.x.epochs is not given; add .stage.x.epochs=…"),
         (["stage.head.optimizer={_target_: torch.optim.SGD, lr: 1}"], "write stage.head.lr=1"),
     ],
 )

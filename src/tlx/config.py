@@ -95,6 +95,9 @@ def _stages(
         key = f"stage.{name}"
         if not isinstance(settings, Mapping):
             raise UserError(f"{key}={settings!r} is no stage; it takes settings such as epochs=5.")
+        for needed in ("train_from", "epochs"):
+            if needed not in settings:
+                raise UserError(f"{key}.{needed} is not given; add +{key}.{needed}=…")
         own = {**stage_defaults(), **settings}
         lr = _checked(own.pop("lr", None), float | Literal["find"] | None, f"{key}.lr")
         own["find_lr"] = lr == "find"
@@ -103,8 +106,8 @@ def _stages(
             if optimizer.get("lr") == "find":
                 raise UserError(f"optimizer.lr=find: a rate is found for a stage: {key}.lr=find.")
             lr = _checked(optimizer.get("lr"), float, "optimizer.lr") * scale
-        if lr <= 0:
-            raise UserError(f"{key}: a learning rate of {lr:g}; it must be above 0.")
+        if not 0 < lr < math.inf:
+            raise UserError(f"{key}: a learning rate of {lr:g}; it must be above 0, and finite.")
         own.pop("lr_scale", None)
         if "lr" in (own.get("optimizer") or {}):
             raise UserError(f"{key}.optimizer.lr: write {key}.lr={own['optimizer']['lr']} instead.")
@@ -173,7 +176,7 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
     for option in options:
         ok, converted = _as(value, option)
         if ok:
-            if key in POSITIVE and isinstance(converted, (int, float)) and converted <= 0:
+            if key in POSITIVE and isinstance(converted, (int, float)) and not converted > 0:
                 raise UserError(f"{key}={value} must be above 0.")
             return converted
     wanted = " or ".join(_spell(option) for option in options)

@@ -211,6 +211,11 @@ def test_plateau_falls_when_the_loss_stands_still():
             r"needs warmup, .*: 'stage.NAME.scheduler={name: cosine, f",
         ),
         ({"name": "plateau", "factor": 1.0, "patience": 1}, "factor=1 would lower no rate"),
+        ({"name": "plateau", "factor": 0.5, "patience": 2.5}, "patience=2.5: a number of epochs"),
+        (
+            {"name": "constant", "warmup": 0, "warm_up": 0.1},
+            "unknown setting of the scheduler constant 'warm_up'. Did you mean warmup",
+        ),
     ],
 )
 def test_a_wrong_schedule_is_named(settings, message):
@@ -221,7 +226,7 @@ def test_a_wrong_schedule_is_named(settings, message):
 def test_a_wrong_optimizer_is_named():
     with pytest.raises(UserError, match="'torch.optim.Adan' is no optimizer class"):
         optimizer_class(OptimizerSpec("torch.optim.Adan", 0.1, {}))
-    with pytest.raises(UserError, match="unknown setting of torch.optim.SGD 'betas'"):
+    with pytest.raises(UserError, match="unknown setting of torch.optim.SGD 'betas'.*~o"):
         optimizer_class(OptimizerSpec("torch.optim.SGD", 0.1, {"betas": [0.9, 0.99]}))
 
 
@@ -249,6 +254,7 @@ def test_a_wrong_rate_is_named(setting, message):
             ["optimizer=sgd", "optimizer.momentum=0", "+optimizer.nesterov=true"],
             "optimizer torch.optim.SGD: Nesterov momentum requires",
         ),
+        (["optimizer.betas=[0.9]"], "optimizer torch.optim.AdamW: list index"),
         (["data.batch_size=31", "trainer=ddp"], "batch_size=31 cannot be shared by 2 processes"),
         (["stage.top.lr=find", "trainer=ddp"], "stage.top.lr=find: the sweep runs in one process"),
     ],

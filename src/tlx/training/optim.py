@@ -41,7 +41,8 @@ def optimizer_class(spec: OptimizerSpec) -> type[Optimizer]:
     for name in spec.settings:
         if name not in parameters:
             valid = [n for n in parameters if n not in ("self", "params")]
-            raise unknown(f"setting of {spec.target}", name, valid)
+            error = unknown(f"setting of {spec.target}", name, valid)
+            raise UserError(f"{error} ~optimizer.{name} takes out what conf/optimizer has.")
     return found
 
 
@@ -80,7 +81,7 @@ def check_optimizer(stage: StageSpec, classifier: Classifier) -> None:
     """Raise for a class or settings that do not take the stage's parameters."""
     try:
         build_optimizer(stage, classifier)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:  # the last for one beta
         raise UserError(f"optimizer {stage.optimizer.target}: {error}") from error
 
 
@@ -150,6 +151,8 @@ def check_schedule(settings: Mapping[str, Any], stage: str = "NAME") -> None:
     name = str(settings.get("name"))
     if name not in SCHEDULES:
         raise unknown("scheduler name", name, SCHEDULES)
+    if others := settings.keys() - {"name"}.union(*SCHEDULES.values()):
+        raise unknown(f"setting of the scheduler {name}", min(others), SCHEDULES[name])
     for key in SCHEDULES[name]:
         value = settings.get(key)
         if value is None:
@@ -162,7 +165,10 @@ def check_schedule(settings: Mapping[str, Any], stage: str = "NAME") -> None:
             number = float(value)
         except (TypeError, ValueError):
             raise UserError(f"scheduler.{key}={value!r}: {name} needs a number.") from None
-        if not 0 <= number <= (math.inf if key == "patience" else 1):
+        if key == "patience":
+            if not (number >= 0 and number.is_integer()):
+                raise UserError(f"scheduler.patience={value}: a number of epochs, 0 or more.")
+        elif not 0 <= number <= 1:
             raise UserError(f"scheduler.{key}={value} is outside 0 to 1.")
         if key == "factor" and number == 1:
             raise UserError("scheduler.factor=1 would lower no rate; give less, such as 0.1.")
