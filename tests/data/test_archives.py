@@ -75,6 +75,13 @@ def test_one_class_folder_is_not_stepped_into(tmp_path: Path) -> None:
     assert (folder / "cats" / "1.png").read_bytes() == b"1"
 
 
+def test_a_readme_beside_the_only_folder_is_passed_by(tmp_path: Path) -> None:
+    pets = (("PetImages/Cat/1.jpg", b"1"), ("PetImages/Dog/1.jpg", b"2"), ("readme[1].txt", b""))
+    assert below(unpacked(make_zip(tmp_path / "a.zip", *pets))).keys() == {"Cat/1.jpg", "Dog/1.jpg"}
+    folder = unpacked(make_zip(tmp_path / "b.zip", *pets, ("loose.JPG", b"3")))
+    assert (folder / "loose.JPG").is_file()
+
+
 def test_it_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make_zip(tmp_path / "a.zip", ("cats/1.png", b"1"))
     first = unpacked(archive)

@@ -20,7 +20,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import IO
 
-from tlx.data.folders import visible
+from tlx.data.folders import EXTENSIONS, visible
 from tlx.errors import UserError
 from tlx.files import cache_dir, waiting
 
@@ -178,10 +178,15 @@ def _reader(source: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> IO[by
 
 
 def _inner(folder: Path) -> Path:
-    """Down through single folders, as long as folders lie in them: photos/photos/CLASS."""
+    """Down through single folders, as long as folders lie in them: photos/photos/CLASS.
+
+    A licence or a readme beside them does not matter; images do.
+    """
     entries = visible(folder)
-    if len(entries) == 1 and entries[0].is_dir():
-        inner = Path(entries[0])
+    folders = [entry for entry in entries if entry.is_dir()]
+    has_images = any(Path(entry.name).suffix.lower() in EXTENSIONS for entry in entries)
+    if len(folders) == 1 and not has_images:
+        inner = Path(folders[0])
         if any(entry.is_dir() for entry in visible(inner)):
             return _inner(inner)
     return folder
