@@ -182,6 +182,18 @@ def test_folders_that_may_be_splits_are_named(
     assert not warnings(caplog)
 
 
+def test_folders_called_like_splits_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, "seg_train/seg_train/red/0.png", "pred/0.png", "bullet train/0.png")
+    scan_folder(tmp_path)
+    assert not warnings(caplog)
+    fill(tmp_path, "seg_test/seg_test/red/0.png", *(f"{number}/0.png" for number in range(9)))
+    scan_folder(tmp_path)
+    (said,) = warnings(caplog)
+    assert "taken to be 0, 1, 2, 3, 4, 5, 6, 7, 8, bullet train and 3 more. If those are" in said
+
+
 def test_two_folders_that_mean_val(split_folder: Path) -> None:
     shutil.copytree(split_folder / "Valid", split_folder / "val")
     with pytest.raises(UserError, match="has Valid and val, which both mean val: put them"):

@@ -424,12 +424,14 @@ def test_a_set_of_torchvision(image_folder: Path) -> None:
 # Images to predict
 
 
-def test_find_images(image_folder: Path, tmp_path: Path) -> None:
+def test_find_images(image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (image_folder / "red" / "new.HEIC").touch()
     truncate(image_folder / "red" / "3.png")
     root, paths = find_images(image_folder, "skip", Decoding())
     assert root == image_folder
     assert len(paths) == 23
     assert image_folder / "red" / "3.png" not in paths
+    assert "ignored 1 files that are not images: 1 .heic" in caplog.text
     assert find_images(paths[0], "error", Decoding()) == (paths[0].parent, [paths[0]])
     with pytest.raises(UserError, match=r"1 of 24 images cannot be read"):
         find_images(image_folder, "error", Decoding())

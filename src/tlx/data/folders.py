@@ -5,7 +5,8 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from tlx.data.manifest import Record, natural_key
@@ -53,9 +54,7 @@ def scan_folder(root: Path) -> list[Record]:
             log.warning("taken as a class, not as a split: %s", ", ".join(sorted(roles)))
         records = _scan_classes(root, root, others)
         _tell_if_nested(records)
-    if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
-        log.warning("ignored %d files that are not images: %s", others.total(), kinds)
+    tell_of_others(others)
     if not records:
         raise UserError(
             f"no images in {root} (data.root): it takes a folder per class, with files of "
@@ -64,13 +63,20 @@ def scan_folder(root: Path) -> list[Record]:
     return records
 
 
+def tell_of_others(others: Counter[str]) -> None:
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
+        log.warning("ignored %d files that are not images: %s", others.total(), kinds)
+
+
 def split_named(name: str) -> str | None:
     bare = re.sub(r"[\W_]", "", name.lower())
     return SPLIT_NAMES.get(re.sub(r"(set|data)?(\d{4})?$", "", bare, count=1))
 
 
 def _tell_if_nested(records: Sequence[Record]) -> None:
-    """Two folders or more that hold folders of the same names may be splits."""
+    """Two folders or more that hold folders of the same names, or are called seg_train and
+    seg_test, may be splits."""
     below: defaultdict[str, set[str]] = defaultdict(set)
     for record in records:
         _, first, *rest = record.path.split("/")
@@ -80,8 +86,20 @@ def _tell_if_nested(records: Sequence[Record]) -> None:
         log.warning(
             "the classes are taken to be %s. Each of them has the folders %s: if those are the "
             "classes, name the folders above them train, val and test, or set data.root to one.",
-            ", ".join(below), ", ".join(sorted(names)),
+            _listed(below), _listed(sorted(names)),
         )  # fmt: skip
+    words = {word for name in below for word in re.split(r"[\W\d_]+", name.lower())}
+    splits = {SPLIT_NAMES[word] for word in words & SPLIT_NAMES.keys()}
+    if "train" in splits and len(splits) > 1:
+        log.warning(
+            "the classes are taken to be %s. If those are splits: tlx takes class folders inside "
+            "folders called train, val and test, side by side in data.root.", _listed(below),
+        )  # fmt: skip
+
+
+def _listed(names: Collection[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(islice(names, 10)) + more
 
 
 def _scan_splits(

@@ -1,6 +1,7 @@
 """From what data= names to a manifest: listed, read in full, grouped and split before training."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from pathlib import Path
 from tlx.data.archives import is_archive, unpacked
 from tlx.data.classes import check_classes
 from tlx.data.duplicates import copies
-from tlx.data.folders import EXTENSIONS, images_below, scan_folder
+from tlx.data.folders import EXTENSIONS, images_below, scan_folder, tell_of_others
 from tlx.data.groups import group_names
 from tlx.data.images import Decoding, UnreadableImage
 from tlx.data.leaks import settle_leaks
@@ -262,7 +263,9 @@ def find_images(place: Path, on_error: str, decode: Decoding) -> tuple[Path, lis
     if place.is_file():
         root, paths = place.parent, [place.name]
     elif place.is_dir():
-        root, paths = place, sorted(images_below(place), key=natural_key)
+        others: Counter[str] = Counter()
+        root, paths = place, sorted(images_below(place, others), key=natural_key)
+        tell_of_others(others)
     else:
         raise UserError(f"no such file or folder: {place}.")
     if not paths:
