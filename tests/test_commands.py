@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -561,6 +562,19 @@ def test_what_the_machine_refuses_is_said(capsys):
         assert capsys.readouterr().err.strip() == said
     with pytest.raises(FileNotFoundError):  # a fault of tlx's, with its traceback
         main(errno.ENOENT)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_screen_cannot_show_are_shown_escaped(encoding, monkeypatch):
+    @command()
+    def main():
+        print("caf\udce9.jpg: é")
+
+    screen = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    main()
+    shown = screen.buffer.getvalue().decode(encoding)
+    assert shown == {"utf-8": "caf\\udce9.jpg: é\n", "ascii": "caf\\udce9.jpg: \\xe9\n"}[encoding]
 
 
 @pytest.mark.parametrize("length", [10, 1_000_000])

@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -27,6 +28,8 @@ def command(help_text: str | None = None) -> Callable[[Callable[P, T]], Callable
     def decorate(main: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+                sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
             try:
                 try:
                     if help_text is not None and {"-h", "--help"} & set(args[0]):  # type: ignore[call-overload]
