@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tlx.diagnosis.after import CHEAP, FULL, examine_run, tell_after
 from tlx.diagnosis.findings import Finding, as_json
+from tlx.diagnosis.predictions import files_and_manifest
 from tlx.diagnosis.run_folder import RunFolder
 
 
@@ -67,6 +68,13 @@ def test_predictions_of_another_batch(run: Path, shift: int, said: str) -> None:
     assert finding.cause == "wrong_rows"
     assert said in finding.evidence
     assert finding.numbers["wrong"] >= 8
+
+
+def test_a_class_called_path(run: Path) -> None:
+    path = run / "predictions/test.csv"
+    header, *rows = read_rows(path)
+    write_rows(path, [[*header[:-1], "path"], *rows])
+    assert list(files_and_manifest(RunFolder(run))) == []
 
 
 def test_shuffled_predictions(run: Path) -> None:

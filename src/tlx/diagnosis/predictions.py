@@ -31,7 +31,7 @@ def files_and_manifest(run: RunFolder) -> Iterator[Finding]:
         path = run.folder / "predictions" / f"{split}.csv"
         labels = {sample.path: sample.label for sample in run.manifest.split(split)}
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [(row["path"], row.get("label")) for row in csv.DictReader(file)]
+            rows = [tuple(row[:2]) for row in csv.reader(file)][1:]  # a class may be called path
         counts = Counter(name for name, _ in rows)
         of_others = [(p, label) for p, label in rows if p in labels and labels[p] != label]
         faults = {
