@@ -116,6 +116,17 @@ def test_two_images_of_one_name(
     assert not output.exists()
 
 
+def test_test_images_without_labels_lie_in_the_test_folder(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    table = image_folder / "t.csv"
+    table.write_text("path,label,split\nred/0.png,red,train\nred/1.png,red,val\n"
+        "blue/0.png,blue,train\nblue/1.png,blue,val\nblue/2.png,,test\n")  # fmt: skip
+    split.main(["data=csv", f"data.table={table}", f"output={tmp_path / 'split'}"])
+    assert (tmp_path / "split/test/2.png").is_file()
+    assert "\ntest/2.png,,test," in (tmp_path / "split/manifest.csv").read_text()
+
+
 def test_nothing_is_left_when_writing_fails(
     image_folder: Path,
     tmp_path: Path,

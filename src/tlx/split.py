@@ -139,7 +139,7 @@ def _as_folders(manifest: "Manifest") -> list[str]:
         if "/" in name or "\0" in name or name.startswith("."):
             raise UserError(f"the class {name!r} cannot be a folder: rename it, or mode=manifest.")
     for sample in manifest.samples:
-        new = f"{FOLDERS[sample.split]}/{sample.label}/{Path(sample.path).name}"
+        new = Path(FOLDERS[sample.split], sample.label, Path(sample.path).name).as_posix()
         if new in taken:
             raise UserError(
                 f"{taken[new]} and {sample.path} would both become {new}: rename one, or take "
