@@ -90,6 +90,9 @@ def test_zero_is_a_value():
         (["learning_rate=1"], "Do you mean stage.head.lr or stage.top.lr or optimizer.lr"),
         (["trainer.max_epochs=1"], "Do you mean stage.head.epochs or stage.top.epochs"),
         (["freeze=true"], "Do you mean stage or stage.head.train_from or"),
+        (["validation_split=0.2"], r"Do you mean data.val\?"),
+        (["data.columns.path=file"], "all of its own: 'data.columns={path: …}'"),
+        (["data.class_weights.cat=5"], "all of its own: 'data.class_weights={cat: …}'"),
         (["model=vgg16"], r"unknown key 'model'. Do you mean backbone\?"),
         (["Größe=3"], "unknown key 'Größe'"),
         (

@@ -43,7 +43,8 @@ ALIASES = {
     "img_size": [".image_size"], "input_size": [".image_size"], "learning_rate": [".lr"],
     "max_epochs": [".epochs"], "model": ["backbone"], "n_epochs": [".epochs"],
     "num_epochs": [".epochs"], "output_dir": ["hydra.run.dir"], "pretrained": [".weights"],
-    "workers": [".num_workers"],
+    "target_size": [".image_size"], "val_split": [".val"], "valid_pct": [".val"],
+    "validation_split": [".val"], "workers": [".num_workers"],
 }  # fmt: skip
 
 LONGEST_NAME = 200  # bytes, of a trial's folder; file systems take 255
@@ -318,13 +319,13 @@ def _no_such_key(key: str) -> UserError:
         likely += _nearby_keys(meant[1:]) if meant[0] == "." else [meant]
     if likely:
         return UserError(f"unknown key {key!r}. Do you mean {' or '.join(likely)}?")
-    if near:
+    if near and parent not in NAMINGS:
         return unknown("key", key, near)
     if parent not in (above := _nearby_keys(parent)):
         return unknown("key", parent, above)
     if name == "lr":
         return UserError(f"{key}: write {parent.removesuffix('optimizer')}lr=… instead.")
-    # a stage's own optimizer or scheduler, which is null
+    # a stage's own optimizer or scheduler, or one of NAMINGS, which is null
     return UserError(
         f"{key}: {parent} has no settings that could be changed; give all of its own: "
         f"'{parent}={{{name}: …}}'."
