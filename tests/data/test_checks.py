@@ -154,12 +154,14 @@ def test_odd_pictures(kind: str, changes: dict[str, object], severity: str) -> N
 
 
 def test_sizes_that_matter_are_warnings() -> None:
-    found = problems(classes({"a": 12, "b": 12}, width=100, height=200))
+    found = problems(classes({"a": 12, "b": 12}, width=120, height=240))
     assert {kind: f.severity for kind, f in found.items()} == {
         "small_image": "warning",
         "long_image": "warning",
     }
-    assert found["small_image"].fix.startswith("data.image_size=100 ")
+    assert found["small_image"].fix.startswith("data.image_size=120 ")
+    tiny = problems(classes({"a": 12, "b": 12}, width=64, height=64))
+    assert tiny["small_image"].fix.startswith("find larger ones")
     assert problems(classes({"a": 12, "b": 12}, width=100, height=100), image_size=100) == {}
 
 

@@ -169,6 +169,16 @@ def test_images_far_smaller_than_the_input(case, pictures, backbone, size, fixes
     assert [finding.fix for finding in inputs.small_images(examined)] == fixes
 
 
+@pytest.mark.parametrize(
+    ("size", "severity", "fix"),
+    [(224, "warning", "data.image_size=128"), (128, "note", "find larger images")],
+)
+def test_pretrained_weights_are_not_given_tiny_images(case, pictures, size, severity, fix):
+    examined = as_if_pretrained(case(pictures, f"data.image_size={size}"))
+    found = [(finding.severity, finding.fix) for finding in inputs.small_images(examined)]
+    assert found == [(severity, fix)]
+
+
 # ---------------------------------------------------------------- the splits
 
 

@@ -237,7 +237,7 @@ def turned(bench: Bench) -> Case:
 
 @fault("16 small_images")
 def enlarged(bench: Bench) -> Case:
-    return bench.case("data.image_size=64")
+    return bench.case("data.image_size=160")
 
 
 @fault("17 dead_units", "48 of 48 units of fire6.squeeze_activation")

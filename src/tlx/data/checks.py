@@ -236,7 +236,7 @@ def _sizes(read: Mapping[str, Scanned], image_size: int) -> Iterator[Finding]:
             f"pixels; the shorter side's median is {middle}",
             tuple(small),
             f"data.image_size={middle} saves time where the network takes it; or find larger ones"
-            if 32 <= middle < image_size
+            if image_size // 2 <= middle < image_size  # below it pretrained weights tell less
             else "find larger ones: what is not there, enlarging does not add",
         )  # fmt: skip
     long = [p for p, s in read.items() if max(s.width, s.height) >= LONG * min(s.width, s.height)]

@@ -10,6 +10,7 @@ from tlx.diagnosis.case import Case
 from tlx.diagnosis.findings import Finding
 from tlx.models.families import adapter
 from tlx.models.preprocess import Preprocess
+from tlx.models.weights import weights_member
 
 LOOKED_AT = 16  # images
 SAME = 1e-3  # of the input's standard deviations; float32 differs by less
@@ -143,13 +144,27 @@ def small_images(case: Case) -> Iterator[Finding]:
     steps = adapter(backbone.name, classifier=False).size_step
     step = ROUND if steps is None else steps(backbone.name)
     smallest = step if backbone.image_size is not None else backbone.min_size
-    better = -(-max(int(middle), smallest) // step) * step
+    better = -(-max(int(middle), smallest, _least_for_weights(case)) // step) * step
     longer = f"{(size / better) ** 2:.1f} times as long as {better} pixels would"
     yield Finding(
-        "small_images", "warning",
+        "small_images", "warning" if better < size else "note",
         f"the shorter side of half of the train images is at most {middle:g} pixels, and is "
         f"enlarged {size / middle:.1f} times to {size}: that adds no detail"
         + (f" and takes {longer}" if better < size else ""),
         f"data.image_size={better}" if better < size else "find larger images",
         {"median": middle, "image_size": size},
     )  # fmt: skip
+
+
+def _least_for_weights(case: Case) -> int:
+    """Half of what they were trained on: below that pretrained networks tell less.
+
+    Digits of 8 × 8 pixels, SqueezeNet 1.1: test accuracy 0.914 at 224, 0.939 at 112, 0.838 at 64
+    and 0.716 at 32.
+    """
+    spec = case.job.config.backbone
+    if spec.weights is None:
+        return 0
+    return (
+        Preprocess.for_weights(spec.name, weights_member(spec.name, spec.weights)).image_size // 2
+    )
