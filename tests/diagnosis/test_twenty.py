@@ -303,6 +303,11 @@ def named_first(found: Examination, cause: str, evidence: str) -> None:
     assert causes(found, "error") <= {cause} | CONSEQUENCES.get(cause, set())
 
 
+def test_what_is_advised_mends_a_leak(bench: Bench) -> None:
+    PLANTS["11 leak"][0](bench)
+    assert "leak" not in causes(examine(bench.case("data.on_leak=regroup"), quick=True), "error")
+
+
 @pytest.mark.parametrize(
     ("backbone", "overrides"),
     [

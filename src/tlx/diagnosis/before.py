@@ -77,11 +77,12 @@ def examine_config(
 
 
 def case_of(config: Config, folder: Path) -> Case:
+    on_leak = "warn" if config.data.on_leak == "error" else config.data.on_leak
     lenient = replace(
         config,
         preprocess=replace(config.preprocess, allow_mismatch=True),
         head=replace(config.head, allow_softmax=True),
-        data=replace(config.data, on_leak="warn"),
+        data=replace(config.data, on_leak=on_leak),
     )
     check(lenient)
     job = prepare(lenient, folder)
