@@ -296,6 +296,21 @@ def test_shuffled_labels(case, own_pictures):
     assert full(as_if_pretrained(shuffled))[0].severity == "warning"
 
 
+@pytest.mark.parametrize("exchanged", [{}, {"0": "5", "5": "0"}])
+def test_two_of_nine_classes_exchanged_in_val(case, tmp_path, write_image, exchanged):
+    """Nine colours, of which eight are looked at."""
+    for split, count in (("train", 16), ("val", 8), ("test", 2)):
+        for name in map(str, range(9)):
+            shown = int(exchanged.get(name, name) if split == "val" else name)
+            colour = (40 + 85 * (shown % 3), 40 + 85 * (shown // 3), 120)
+            for number in range(count):
+                seed = 1000 * len(split) + 100 * shown + number
+                write_image(tmp_path / "nine" / split / name / f"{number}.png", colour, seed)
+    found = [f for f in full(case(tmp_path / "nine")) if f.cause == "class_order"]
+    assert [f.numbers["exchanged"] for f in found] == ([16] if exchanged else [])
+    assert all("'0' looks like '5', '5' looks like '0'" in f.evidence for f in found)
+
+
 def test_augmentation_that_hides_the_class(case, pictures):
     turned = as_if_pretrained(
         case(pictures, "augment.rotation_range=90", "augment.width_shift_range=0.1")
