@@ -202,6 +202,24 @@ def test_no_overfitting(run: Path, train_loss: list[float], val_loss: list[float
 
 
 @pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([2.3 - 0.001 * epoch for epoch in range(40)], "far too low"),
+        ([2.3 - 0.001 * epoch for epoch in range(20)], ""),  # of 60 steps: short, not slow
+        ([2.3 - 0.04 * epoch for epoch in range(40)], ""),
+        ([40.0 - 0.9 * epoch for epoch in range(40)], "far too high"),
+        ([2.3, 3.1] * 20, "far too high"),
+    ],
+)
+def test_losses_that_stay_above_that_of_guessing(run: Path, losses: list[float], said: str) -> None:
+    """Of three classes 1.10."""
+    plant_curves(run, losses, losses)
+    found = [f for f in examine_run(run, quick=True).findings if f.cause == "learning_rate"]
+    assert [f.evidence[-len(said) :] for f in found] == [said] * bool(said)
+    assert all(f.fix == "stage.head.lr=find stage.top.lr=find" for f in found)
+
+
+@pytest.mark.parametrize(
     ("val_loss", "epochs"),
     [
         ([0.9, 0.7, 0.5, 0.45], 2),

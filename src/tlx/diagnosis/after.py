@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from tlx.diagnosis.findings import Examination, carry_out, tell
-from tlx.diagnosis.learning import gradient_norms, losses, overfitting, still_improving
+from tlx.diagnosis.learning import (
+    gradient_norms,
+    losses,
+    overfitting,
+    still_improving,
+    worse_than_guessing,
+)
 from tlx.diagnosis.pictures import illustrated, of_run
 from tlx.diagnosis.predictions import few_images, files_and_manifest, one_class, predicted_again
 from tlx.diagnosis.run_folder import RunFolder
@@ -15,6 +21,7 @@ CHEAP = (
     files_and_manifest,
     one_class,
     losses,
+    worse_than_guessing,
     gradient_norms,
     overfitting,
     still_improving,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from tlx.data.augment import Augment
 from tlx.diagnosis.findings import Finding
+from tlx.diagnosis.rates import LEAST_STEPS
 from tlx.diagnosis.run_folder import RunFolder
 from tlx.diagnosis.trial import config_key, lower_rate
 from tlx.errors import UserError
@@ -19,6 +20,8 @@ RISEN = 0.1  # of the lowest val loss: more than that is no chance any more
 FALLING = 0.05  # of val loss in the last quarter of a stage: it would have gone on
 HIGH, TIMES = 1e3, 100.0  # a gradient's norm, and over its median: exploding
 LOW = 1e-5  # a block's gradient norm against the head's: vanishing
+WORSE = 1.05  # times the loss of guessing: above it a training of LEAST_STEPS has failed
+JUMPS, HUGE = 1.1, 10.0  # from epoch to epoch, and times the loss of guessing: the rate is too high
 
 
 def overfitting(run: RunFolder) -> Iterator[Finding]:
@@ -71,6 +74,33 @@ def still_improving(run: RunFolder) -> Iterator[Finding]:
             f"{config_key(stage)}.epochs={2 * stage.epochs}",
             {"epochs": len(val), "val_last": float(val[-1]), "fallen": fallen},
         )  # fmt: skip
+
+
+def worse_than_guessing(run: RunFolder) -> Iterator[Finding]:
+    """Whether after all its steps train and val loss are above ln(classes)."""
+    steps, every = run.history.series["train/loss"]
+    stages = list(_by_stage(run))
+    train = [losses for _, losses, _ in stages if len(losses)]
+    last, val = float(every[-1]), [losses for _, _, losses in stages if len(losses)]
+    guessing = float(np.log(max(len(run.manifest.classes), 2)))
+    is_over = stages[-1][0] == run.stages[-1].name and steps[-1] >= LEAST_STEPS
+    if not is_over or not val or not np.isfinite(every).all():
+        return
+    lowest = float(np.concatenate(val).min())
+    if min(last, lowest) <= WORSE * guessing:
+        return
+    rises = any((losses[1:] > JUMPS * losses[:-1]).any() for losses in train)
+    high = rises or every.max() > HUGE * guessing
+    rates = ", ".join(dict.fromkeys(f"{s.optimizer.lr:g} in stage {s.name}" for s in run.stages))
+    find = " ".join(dict.fromkeys(f"{config_key(s)}.lr=find" for s in run.stages))
+    yield Finding(
+        "learning_rate", "error",
+        f"after {steps[-1]} steps train loss is {last:.3g}, from {every[0]:.3g} in the first "
+        f"epoch, and val's was never below {lowest:.3g}; guessing has {guessing:.3g}. The rate "
+        f"({rates}) is far too {'high' if high else 'low'}",
+        find, {"train_first": float(every[0]), "train_last": last, "val_lowest": lowest,
+               "guessing": guessing, "steps": float(steps[-1])},
+    )  # fmt: skip
 
 
 def _by_stage(run: RunFolder) -> Iterator[tuple[str, Array, Array]]:
