@@ -202,6 +202,8 @@ def test_what_train_refuses_the_doctor_finds(image_folder, capsys, tmp_path) -> 
         (["data=folder", "data.root=/nowhere"], "data.root=/nowhere: no such folder"),
         (["run=/nowhere"], "run=/nowhere is no run's folder"),
         (["run="], "is no run's folder"),
+        (["data.root=."], "a folder of class folders is data=folder"),
+        (["resume=outputs/a"], "to examine a run, run=outputs/a"),
         (["run=/nowhere", "optimizer.lr=1"], "unknown argument 'optimizer.lr'"),
         (["run=/nowhere", "data.root=/none"], "run=/nowhere is no run's folder"),
         (["cache=on", "trainer.limit_train=1", "data.root=."], "cache=on: stage head cannot be"),

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
     for key, valid in (("format", ("table", "json")), ("quick", ("true", "false"))):
         if own[key] not in valid:
             raise UserError(f"{key}={own[key]} is not valid; it takes {' | '.join(valid)}.")
+    if named := next((a for a in others if a.startswith("resume=")), None):
+        raise UserError(f"{named}: to examine a run, run={named.partition('=')[2]}")
     output = file_to_write(own["output"]) if own["output"] else None
     if any(argument.startswith("run=") for argument in arguments):
         found = _after(own["run"], others, quick=own["quick"] == "true", output=output)

@@ -199,7 +199,10 @@ def read_elpv(root: Path) -> list[Record]:
     """Rows of labels.csv: path, defect probability, cell type (mono or poly)."""
     table = root / "labels.csv"
     if not table.is_file():
-        raise UserError(f"no labels.csv in {root}: it is not the ELPV data set (data.root).")
+        raise UserError(
+            f"no labels.csv in {root}: it is not the ELPV data set (data.root); a folder of class "
+            "folders is data=folder."
+        )
     records = []
     for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
         try:
