@@ -31,7 +31,8 @@ def files_and_manifest(run: RunFolder) -> Iterator[Finding]:
         path = run.folder / "predictions" / f"{split}.csv"
         labels = {sample.path: sample.label for sample in run.manifest.split(split)}
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [tuple(row[:2]) for row in csv.reader(file)][1:]  # a class may be called path
+            # by place: a class may be called path
+            rows = [(row[0], "".join(row[1:2])) for row in csv.reader(file) if row][1:]
         counts = Counter(name for name, _ in rows)
         of_others = [(p, label) for p, label in rows if p in labels and labels[p] != label]
         faults = {
