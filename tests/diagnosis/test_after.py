@@ -103,6 +103,7 @@ def test_predictions_of_another_model(run: Path) -> None:
     [
         (lambda rows: [*rows, rows[3]], "1 occur more than once (test/blue/3.png)"),
         (lambda rows: rows[:-2], "2 are missing (test/red/18.png)"),
+        (lambda rows: [[], *rows[:-1]], "1 are missing (test/red/19.png)"),  # a blank line is none
         (lambda rows: [["x.png", *rows[0][1:]], *rows[1:]], "1 are no image of the split (x.png)"),
         (
             lambda rows: [[rows[0][0], "red", *rows[0][2:]], *rows[1:]],
@@ -119,6 +120,15 @@ def test_rows_that_are_not_the_splits(
     finding = first(run)
     assert finding.cause == "wrong_rows"
     assert said in finding.evidence
+
+
+def test_a_row_that_was_cut(run: Path) -> None:
+    path = run / "predictions/test.csv"
+    *rows, last = read_rows(path)
+    write_rows(path, [*rows, last[:1]])
+    found = examine_run(run)
+    assert found.findings[0].cause == "wrong_rows"
+    assert {"has 1 values instead of 6" in missed.why for missed in found.not_examined} == {True}
 
 
 def test_other_order_of_the_classes(run: Path) -> None:

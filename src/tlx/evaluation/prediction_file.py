@@ -59,14 +59,18 @@ def read_predictions(path: Path, classes: Sequence[str]) -> PredictionFile:
     if not path.is_file():
         raise UserError(f"no predictions at {path}; {again} writes them.")
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        rows = list(reader)
+        header, *rows = [row for row in csv.reader(file) if row] or [[]]
     if header != ["path", "label", "predicted", *classes]:
         raise UserError(
             f"{path} has the columns {','.join(header)}; the run's classes are, in this order, "
             f"{','.join(classes)}. Make the file again: {again}."
         )
+    for row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}: the row of {row[0]} has {len(row)} values instead of {len(header)}. Make "
+                f"the file again: {again}."
+            )
     probabilities = np.array([row[3:] for row in rows], dtype=np.float64)
     paths, labels, predicted = (tuple(row[i] for row in rows) for i in range(3))
     return PredictionFile(paths, labels, predicted, probabilities.reshape(-1, len(classes)))
