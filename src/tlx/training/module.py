@@ -138,6 +138,8 @@ class StageModule(LightningModule):
     def _share_of(self, batch_idx: int, images: int) -> float:
         trainer: Any = self.trainer
         together: int = trainer.accumulate_grad_batches
+        if together == 1:
+            return 1.0
         first = batch_idx // together * together
         last = min(first + together, self._batches())
         of_step: int = trainer.datamodule.images_in(first, last)
@@ -145,7 +147,8 @@ class StageModule(LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """A step's gradient is the mean over its images, also where `trainer.accumulate` batches
-        are not full or not all there, by whose number Lightning has divided."""
+        are not full or not all there, by whose number Lightning has divided. The loss that is
+        logged stays the batch's."""
         super().backward(loss * self._share, *args, **kwargs)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

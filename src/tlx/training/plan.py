@@ -155,9 +155,10 @@ def _check_input(config: Config) -> None:
 
 def _check_batchnorm(config: Config, stage: StageSpec, classifier: Classifier) -> None:
     """One image at a time may leave a single value a channel, which has no variance."""
-    processes, size = process_count(config.trainer), preprocessing(config).image_size
+    processes = process_count(config.trainer)
     if share_of_batch(config.data.batch_size, processes) > 1:
         return
+    size = preprocessing(config).image_size
     try:
         with torch.no_grad():
             classifier(torch.empty(1, 3, size, size, device="meta"))
