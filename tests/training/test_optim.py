@@ -255,6 +255,16 @@ def test_a_wrong_rate_is_named(setting, message):
             "optimizer torch.optim.SGD: Nesterov momentum requires",
         ),
         (["optimizer.betas=[0.9]"], "optimizer torch.optim.AdamW: list index"),
+        (["+optimizer.differentiable=true"], "optimizer torch.optim.AdamW: a leaf Variable"),
+        (
+            [
+                "optimizer=sgd",
+                "~optimizer.momentum",
+                "~optimizer.weight_decay",
+                "optimizer._target_=torch.optim.SparseAdam",
+            ],
+            "optimizer torch.optim.SparseAdam: SparseAdam does not support dense gradients",
+        ),
         (["data.batch_size=31", "trainer=ddp"], "batch_size=31 cannot be shared by 2 processes"),
         (["stage.top.lr=find", "trainer=ddp"], "stage.top.lr=find: the sweep runs in one process"),
     ],

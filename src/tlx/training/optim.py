@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -77,12 +78,23 @@ def build_optimizer(stage: StageSpec, classifier: Classifier) -> Optimizer:
     return cls(groups[::-1], lr=spec.lr, **settings)  # type: ignore[call-arg]
 
 
-def check_optimizer(stage: StageSpec, classifier: Classifier) -> None:
-    """Raise for a class or settings that do not take the stage's parameters."""
+def check_optimizer(stage: StageSpec, classifier: Classifier, *, on_gpu: bool) -> None:
+    """Raise for a class or settings that do not take the stage's parameters, or fail in a step.
+
+    The step is tried on the CPU, without what only a GPU can do if it is to be one.
+    """
+    spec = stage.optimizer
+    settings = {k: v for k, v in spec.settings.items() if not (on_gpu and k == "capturable")}
+    weight = nn.Parameter(torch.ones(1, 1))
+    weight.grad = torch.ones(1, 1)
     try:
         build_optimizer(stage, classifier)
-    except (TypeError, ValueError, IndexError) as error:  # the last for one beta
-        raise UserError(f"optimizer {stage.optimizer.target}: {error}") from error
+        trial = optimizer_class(spec)([weight], lr=spec.lr, **settings)  # type: ignore[call-arg]
+        trial.step(lambda: 1.0)
+    except UserError:
+        raise
+    except Exception as error:  # IndexError for one beta, AssertionError for capturable
+        raise UserError(f"optimizer {spec.target}: {error or type(error).__name__}") from error
 
 
 def _fused(cls: type[Optimizer], groups: list[dict[str, Any]]) -> dict[str, bool]:

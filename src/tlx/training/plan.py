@@ -109,9 +109,10 @@ def check(config: Config) -> None:
     check_root(config.data)
     tta_augment(Augment(**asdict(config.augment)), config.tta)
     TargetPolicy(config.label_smoothing)
+    on_gpu = choose_device(config.trainer.accelerator).type != "cpu"
     for stage in config.stages:
         check_schedule(stage.scheduler, stage.name)
-        _check_fused(config, stage)
+        _check_fused(config, stage, on_gpu=on_gpu)
         _check_rates(config, stage)
     _check_input(config)
     classifier = meta_classifier(config, num_classes=2)
@@ -127,7 +128,7 @@ def check(config: Config) -> None:
         check_refreezing(classifier, stages)
     for stage in stages:
         apply_stage(classifier, stage)
-        check_optimizer(stage, classifier)
+        check_optimizer(stage, classifier, on_gpu=on_gpu)
         _check_batchnorm(config, stage, classifier)
 
 
@@ -171,9 +172,8 @@ def _check_batchnorm(config: Config, stage: StageSpec, classifier: Classifier) -
         ) from None
 
 
-def _check_fused(config: Config, stage: StageSpec) -> None:
+def _check_fused(config: Config, stage: StageSpec, *, on_gpu: bool) -> None:
     """Lightning cannot clip, nor we see gradients unscaled, where a GPU's optimizer is fused."""
-    on_gpu = choose_device(config.trainer.accelerator).type != "cpu"
     if not (on_gpu and stage.optimizer.settings.get("fused")):
         return
     if config.trainer.clip is not None or config.trainer.precision == "16-mixed":
