@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import heappop, heappush
 from itertools import permutations
+from operator import itemgetter
 
 from tlx.data.manifest import SPLITS
 from tlx.errors import UserError
@@ -84,38 +86,50 @@ def _balance(rows: list[_Row], totals: list[int]) -> None:
     surplus = [
         sum(row.counts[column] for row in rows) - total for column, total in enumerate(totals)
     ]
+    queues = {step: _Queue(rows, *step) for step in permutations(range(3), 2)}
     while any(surplus):
+        best = {step: found for step, queue in queues.items() if (found := queue.best())}
         paths = [
-            path
+            (sum(best[step][0] for step in path), path)
             for a, b, c in permutations(range(3))
             if surplus[a] > 0 > surplus[b]
-            for path in (_moves(rows, (a, b)), _moves(rows, (a, c), (c, b)))
-            if path is not None
+            for path in ([(a, b)], [(a, c), (c, b)])
+            if all(step in best for step in path)
         ]
         if not paths:
             return
-        _, moves = min(paths, key=lambda path: path[0])
-        for index, (source, target) in moves:
+        _, path = min(paths, key=itemgetter(0))
+        for source, target in path:
+            index = best[source, target][1]
             rows[index].move(source, target)
             surplus[source] -= 1
             surplus[target] += 1
+            for queue in queues.values():
+                queue.add(index)
 
 
-_Move = tuple[int, tuple[int, int]]
+class _Queue:
+    """The rows that can give an image from one split to another, the least harmed first."""
 
+    def __init__(self, rows: list[_Row], source: int, target: int) -> None:
+        self.rows, self.source, self.target = rows, source, target
+        self.heap: list[tuple[int, int]] = []
+        for index in range(len(rows)):
+            self.add(index)
 
-def _moves(rows: list[_Row], *steps: tuple[int, int]) -> tuple[int, list[_Move]] | None:
-    """The cheapest row for each step, and their cost together; None if a step has no row."""
-    cost, moves = 0, []
-    for source, target in steps:
-        harms = [
-            (row.excess(target) - row.excess(source), index)
-            for index, row in enumerate(rows)
-            if row.can_move(source, target)
-        ]
-        if not harms:
-            return None
-        harm, index = min(harms)
-        cost += harm
-        moves.append((index, (source, target)))
-    return cost, moves
+    def add(self, index: int) -> None:
+        if self.rows[index].can_move(self.source, self.target):
+            heappush(self.heap, (self._harm(index), index))
+
+    def best(self) -> tuple[int, int] | None:
+        """Harm and row, None if no row can. What a move has overtaken is dropped here."""
+        while self.heap:
+            harm, index = self.heap[0]
+            if self.rows[index].can_move(self.source, self.target) and harm == self._harm(index):
+                return harm, index
+            heappop(self.heap)
+        return None
+
+    def _harm(self, index: int) -> int:
+        row = self.rows[index]
+        return row.excess(self.target) - row.excess(self.source)
