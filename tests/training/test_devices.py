@@ -224,11 +224,13 @@ def test_compiling_takes_a_compiler(monkeypatch, device, found):
 
 @pytest.mark.parametrize("setting", ["trainer.clip=1.0", "trainer.precision=16-mixed"])
 def test_a_gpus_fused_optimizer_goes_without_clipping(monkeypatch, setting):
-    monkeypatch.setattr(plan, "choose_device", lambda _: torch.device("cuda"))
-    config = parse(compose(["+optimizer.fused=true", setting]))
+    for module in (plan, devices):
+        monkeypatch.setattr(module, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    fused = ["+optimizer.fused=true", "+optimizer.capturable=true"]  # the second for GPUs alone
     with pytest.raises(UserError, match="fused=true goes neither with trainer.clip"):
-        plan._check_fused(config, config.stages[0])
-    plan._check_fused(parse(compose(["+optimizer.fused=true"])), config.stages[0])
+        plan.check(parse(compose([*fused, setting])))
+    plan.check(parse(compose(fused)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")

@@ -81,16 +81,16 @@ def build_optimizer(stage: StageSpec, classifier: Classifier) -> Optimizer:
 def check_optimizer(stage: StageSpec, classifier: Classifier, *, on_gpu: bool) -> None:
     """Raise for a class or settings that do not take the stage's parameters, or fail in a step.
 
-    The step is tried on the CPU, without what only a GPU can do if it is to be one.
+    The step is not tried on a GPU: each process would begin to use the first one.
     """
     spec = stage.optimizer
-    settings = {k: v for k, v in spec.settings.items() if not (on_gpu and k == "capturable")}
     weight = nn.Parameter(torch.ones(1, 1))
     weight.grad = torch.ones(1, 1)
     try:
         build_optimizer(stage, classifier)
-        trial = optimizer_class(spec)([weight], lr=spec.lr, **settings)  # type: ignore[call-arg]
-        trial.step(lambda: 1.0)
+        if not on_gpu:
+            trial = optimizer_class(spec)([weight], lr=spec.lr, **spec.settings)  # type: ignore[call-arg]
+            trial.step(lambda: 1.0)
     except UserError:
         raise
     except Exception as error:  # IndexError for one beta, AssertionError for capturable
