@@ -254,7 +254,10 @@ def test_a_wrong_rate_is_named(setting, message):
             ["optimizer=sgd", "optimizer.momentum=0", "+optimizer.nesterov=true"],
             "optimizer torch.optim.SGD: Nesterov momentum requires",
         ),
-        (["optimizer.betas=[0.9]"], "optimizer torch.optim.AdamW: list index"),
+        (
+            ["optimizer.betas=[0.9]"],
+            r"optimizer torch.optim.AdamW: list index .* \(with optimizer.betas=\[0.9\], ",
+        ),
         (["+optimizer.differentiable=true"], "optimizer torch.optim.AdamW: a leaf Variable"),
         (
             [
