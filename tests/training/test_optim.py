@@ -256,7 +256,7 @@ def test_a_wrong_rate_is_named(setting, message):
         ),
         (
             ["optimizer.betas=[0.9]"],
-            r"optimizer torch.optim.AdamW: list index .* \(with optimizer.betas=\[0.9\], ",
+            r"optimizer torch.optim.AdamW: list index .* \(with betas=\[0.9\], ",
         ),
         (["+optimizer.differentiable=true"], "optimizer torch.optim.AdamW: a leaf Variable"),
         (

@@ -94,7 +94,7 @@ def check_optimizer(stage: StageSpec, classifier: Classifier, *, on_gpu: bool) -
     except UserError:
         raise
     except Exception as error:  # IndexError for one beta, AssertionError for capturable
-        settings = [f"optimizer.{name}={value}" for name, value in spec.settings.items()]
+        settings = [f"{name}={value}" for name, value in spec.settings.items()]
         what = str(error) or type(error).__name__
         given = ", ".join(settings) or "no settings"
         raise UserError(f"optimizer {spec.target}: {what} (with {given}).") from error
